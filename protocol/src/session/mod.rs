@@ -1,0 +1,1 @@
+//! Both ends of the control link as state machines.
