@@ -13,6 +13,7 @@ pub mod v1;
 
 pub use envelope::Envelope;
 pub use ids::{
-    AccountId, AgentId, Digest, EnvironmentName, Generation, GroupName, InstanceId, Region, TenantId,
+    AccountId, AgentId, Digest, EnvironmentName, Generation, GroupName, InstanceId, Region,
+    TenantId,
 };
 pub use model::DataPlane;

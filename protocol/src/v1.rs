@@ -33,18 +33,36 @@ pub struct SetEntry {
 pub enum ToBroker {
     Hello(Hello),
     /// Still here; the hash is over every answer that the agent stands by.
-    Heartbeat { reports_hash: Digest },
+    Heartbeat {
+        reports_hash: Digest,
+    },
     /// The desired set that I know is not the one you named: send it.
     SendSet,
     /// Send me this envelope.
     Fetch(SetEntry),
     /// Written durably; will be acted on.
-    Accepted { group: GroupName, generation: Generation, digest: Digest },
+    Accepted {
+        group: GroupName,
+        generation: Generation,
+        digest: Digest,
+    },
     /// Will not be acted on, and why.
-    Refused { group: GroupName, generation: Generation, digest: Digest, reason: Refusal },
+    Refused {
+        group: GroupName,
+        generation: Generation,
+        digest: Digest,
+        reason: Refusal,
+    },
     /// The account is as this generation wants it; the hash is over the observed state.
-    Converged { group: GroupName, generation: Generation, observed: Digest },
-    Status { group: GroupName, status: GroupStatus },
+    Converged {
+        group: GroupName,
+        generation: Generation,
+        observed: Digest,
+    },
+    Status {
+        group: GroupName,
+        status: GroupStatus,
+    },
 }
 
 /// Broker → account agent.
@@ -52,13 +70,22 @@ pub enum ToBroker {
 pub enum ToAgent {
     Welcome(Welcome),
     /// The hash is over the desired set as [`crate::session::set_hash`] defines it.
-    Heartbeat { set_hash: Digest },
-    DesiredSet { entries: Vec<SetEntry> },
-    Order { envelope: Envelope },
+    Heartbeat {
+        set_hash: Digest,
+    },
+    DesiredSet {
+        entries: Vec<SetEntry>,
+    },
+    Order {
+        envelope: Envelope,
+    },
     /// Your answers as I know them are not the ones you named: send them all.
     SendReports,
     /// Close now, and come back no sooner than this.
-    Goodbye { reason: String, retry_after_secs: u32 },
+    Goodbye {
+        reason: String,
+        retry_after_secs: u32,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,12 +153,19 @@ pub enum ToAccountAgent {
 /// Account agent → node agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToNode {
-    Welcome { version: u16, heartbeat_secs: u32, artifacts: Artifacts },
+    Welcome {
+        version: u16,
+        heartbeat_secs: u32,
+        artifacts: Artifacts,
+    },
     /// What the node shall serve from now on.
     Artifacts(Artifacts),
     /// Callers have been told not to use this node any more: it may drain.
     Withdrawn,
-    Goodbye { reason: String, retry_after_secs: u32 },
+    Goodbye {
+        reason: String,
+        retry_after_secs: u32,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,7 +209,10 @@ pub enum ToIssuer {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Evidence {
     /// A single-use token from the broker's admin, for places without AWS.
-    JoinToken { token: String, data_plane: DataPlane },
+    JoinToken {
+        token: String,
+        data_plane: DataPlane,
+    },
     /// A GetCallerIdentity request, signed over audience, challenge and CSR digest.
     Sts(crate::evidence::StsProof),
 }
@@ -191,10 +228,18 @@ impl std::fmt::Debug for Evidence {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromIssuer {
-    Challenge { nonce: [u8; 32] },
+    Challenge {
+        nonce: [u8; 32],
+    },
     /// Leaf first, DER. The root is not among them: the receiver has it already.
-    Issued { chain: Vec<Vec<u8>>, identity: String },
-    Denied { reason: String, hint: String },
+    Issued {
+        chain: Vec<Vec<u8>>,
+        identity: String,
+    },
+    Denied {
+        reason: String,
+        hint: String,
+    },
 }
 
 impl Framed for ToBroker {

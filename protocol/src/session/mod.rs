@@ -1,1 +1,148 @@
-//! Both ends of the control link as state machines.
+//! Both ends of the control link as state machines: messages, answers and time in, outputs out.
+//!
+//! Level-triggered in both directions. The broker names its desired set by a hash and the agent
+//! names its answers by one; whoever finds a difference asks for the whole. So nothing depends on
+//! any single message having arrived, and only the newest unsent value of anything is kept.
+
+mod agent;
+mod broker;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use agent::{AgentConfig, AgentOutput, AgentSession, Verdict};
+pub use broker::{BrokerConfig, BrokerOutput, BrokerSession};
+
+use crate::ids::{Digest, Generation, GroupName};
+use crate::status::GroupStatus;
+use crate::v1::{Refusal, ToBroker};
+
+/// The newest order of every group, tombstones included. A group that is missing here is not
+/// deleted by that: only a tombstone deletes.
+pub type DesiredSet = BTreeMap<GroupName, (Generation, Digest)>;
+
+pub fn set_hash(set: &DesiredSet) -> Digest {
+    hash(set)
+}
+
+/// The newest answers about one group: what the agent stands by, and what the broker recorded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    pub accepted: Option<(Generation, Digest)>,
+    pub refused: Option<(Generation, Digest, Refusal)>,
+    /// Generation, and digest of the observed state.
+    pub converged: Option<(Generation, Digest)>,
+    pub status: Option<GroupStatus>,
+}
+
+pub type Reports = BTreeMap<GroupName, Answers>;
+
+pub fn reports_hash(reports: &Reports) -> Digest {
+    hash(reports)
+}
+
+fn hash<T: Serialize>(value: &T) -> Digest {
+    Digest::of(&postcard::to_stdvec(value).expect("maps of plain values always serialize"))
+}
+
+/// One answer about one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub group: GroupName,
+    pub answer: Answer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Accepted {
+        generation: Generation,
+        digest: Digest,
+    },
+    Refused {
+        generation: Generation,
+        digest: Digest,
+        reason: Refusal,
+    },
+    Converged {
+        generation: Generation,
+        observed: Digest,
+    },
+    Status(GroupStatus),
+}
+
+impl Report {
+    /// Puts this answer in place of the older one of its kind. True if that changed anything.
+    pub fn record(self, reports: &mut Reports) -> bool {
+        let answers = reports.entry(self.group).or_default();
+        match self.answer {
+            Answer::Accepted { generation, digest } => {
+                // An accepted order ends the refusal of an older or equal one.
+                if answers
+                    .refused
+                    .as_ref()
+                    .is_some_and(|(refused, ..)| *refused <= generation)
+                {
+                    answers.refused = None;
+                }
+                replace(&mut answers.accepted, (generation, digest))
+            }
+            Answer::Refused {
+                generation,
+                digest,
+                reason,
+            } => replace(&mut answers.refused, (generation, digest, reason)),
+            Answer::Converged {
+                generation,
+                observed,
+            } => replace(&mut answers.converged, (generation, observed)),
+            Answer::Status(status) => replace(&mut answers.status, status),
+        }
+    }
+
+    fn into_message(self) -> ToBroker {
+        let group = self.group;
+        match self.answer {
+            Answer::Accepted { generation, digest } => ToBroker::Accepted {
+                group,
+                generation,
+                digest,
+            },
+            Answer::Refused {
+                generation,
+                digest,
+                reason,
+            } => ToBroker::Refused {
+                group,
+                generation,
+                digest,
+                reason,
+            },
+            Answer::Converged {
+                generation,
+                observed,
+            } => ToBroker::Converged {
+                group,
+                generation,
+                observed,
+            },
+            Answer::Status(status) => ToBroker::Status { group, status },
+        }
+    }
+}
+
+fn replace<T: PartialEq>(slot: &mut Option<T>, value: T) -> bool {
+    if slot.as_ref() == Some(&value) {
+        return false;
+    }
+    *slot = Some(value);
+    true
+}
+
+/// Envelopes on their way at one time: 8 × 192 KiB is what a session may hold in memory.
+const ENVELOPES_IN_FLIGHT_MAX: usize = 8;
+
+/// Whatever the broker says, the agent speaks at least every ten minutes and at most every second.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(600);
+pub const HEARTBEAT_MIN: Duration = Duration::from_secs(1);

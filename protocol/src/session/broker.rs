@@ -1,0 +1,338 @@
+//! The broker's end of the control link.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::{Answer, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, Report, Reports, reports_hash, set_hash};
+use crate::envelope::Envelope;
+use crate::ids::AgentId;
+use crate::model::DataPlane;
+use crate::v1::{self, Hello, SET_ENTRIES_MAX, SetEntry, ToAgent, ToBroker, Welcome};
+
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// How often the agent is asked to speak.
+    pub heartbeat: Duration,
+    /// The session ends when the agent says nothing for so long, hello included.
+    pub silence_max: Duration,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        // Three heartbeats may get lost; the agent's keepalive (20-25 s) holds NATs open besides.
+        BrokerConfig {
+            heartbeat: Duration::from_secs(15),
+            silence_max: Duration::from_secs(60),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerOutput {
+    Send(ToAgent),
+    /// Read this envelope from the store, then call [`BrokerSession::handle_loaded`].
+    Load(SetEntry),
+    /// Write this answer down.
+    Record(Report),
+    /// The agent has said hello and belongs here.
+    Live {
+        release: String,
+    },
+    Close {
+        reason: String,
+    },
+}
+
+/// One connection of one agent, from its Hello to its end.
+pub struct BrokerSession {
+    config: BrokerConfig,
+    agent: AgentId,
+    data_plane: DataPlane,
+    set: DesiredSet,
+    recorded: Reports,
+    link: Link,
+    welcome_due: bool,
+    release: Option<String>,
+    set_due: bool,
+    heartbeat_due: bool,
+    send_reports_due: bool,
+    /// Asked for and not yet loaded; only entries of the present set, so bounded by it.
+    wanted: BTreeSet<SetEntry>,
+    loading: BTreeSet<SetEntry>,
+    envelopes: VecDeque<Envelope>,
+    records: VecDeque<Report>,
+    last_heard: Instant,
+}
+
+enum Link {
+    Greeting,
+    Live,
+    Closing {
+        goodbye: Option<String>,
+        reason: String,
+    },
+    Closed,
+}
+
+impl BrokerSession {
+    /// `recorded` is what the store knows of the agent's earlier answers.
+    pub fn new(
+        agent: AgentId,
+        data_plane: DataPlane,
+        set: DesiredSet,
+        recorded: Reports,
+        config: BrokerConfig,
+        now: Instant,
+    ) -> BrokerSession {
+        BrokerSession {
+            config,
+            agent,
+            data_plane,
+            set,
+            recorded,
+            link: Link::Greeting,
+            welcome_due: false,
+            release: None,
+            set_due: false,
+            heartbeat_due: false,
+            send_reports_due: false,
+            wanted: BTreeSet::new(),
+            loading: BTreeSet::new(),
+            envelopes: VecDeque::new(),
+            records: VecDeque::new(),
+            last_heard: now,
+        }
+    }
+
+    pub fn handle_message(&mut self, message: ToBroker, now: Instant) {
+        self.last_heard = now;
+        match (message, matches!(self.link, Link::Greeting)) {
+            (ToBroker::Hello(hello), true) => self.handle_hello(&hello),
+            (_, true) => self.close(None, "the agent spoke before its hello".into()),
+            (ToBroker::Hello(_), false) => {}
+            (
+                ToBroker::Heartbeat {
+                    reports_hash: offered,
+                },
+                false,
+            ) => {
+                self.send_reports_due |= offered != reports_hash(&self.recorded);
+                self.heartbeat_due = true;
+            }
+            (ToBroker::SendSet, false) => self.set_due = true,
+            (ToBroker::Fetch(entry), false) => self.handle_fetch(entry),
+            (
+                ToBroker::Accepted {
+                    group,
+                    generation,
+                    digest,
+                },
+                false,
+            ) => {
+                self.record(Report {
+                    group,
+                    answer: Answer::Accepted { generation, digest },
+                });
+            }
+            (
+                ToBroker::Refused {
+                    group,
+                    generation,
+                    digest,
+                    reason,
+                },
+                false,
+            ) => {
+                self.record(Report {
+                    group,
+                    answer: Answer::Refused {
+                        generation,
+                        digest,
+                        reason,
+                    },
+                });
+            }
+            (
+                ToBroker::Converged {
+                    group,
+                    generation,
+                    observed,
+                },
+                false,
+            ) => {
+                self.record(Report {
+                    group,
+                    answer: Answer::Converged {
+                        generation,
+                        observed,
+                    },
+                });
+            }
+            (ToBroker::Status { group, status }, false) => {
+                self.record(Report {
+                    group,
+                    answer: Answer::Status(status),
+                });
+            }
+        }
+    }
+
+    fn handle_hello(&mut self, hello: &Hello) {
+        let goodbye = if !hello.versions.contains(&v1::VERSION) {
+            Some(format!(
+                "this broker speaks version {}, the agent {:?}: upgrade the older one",
+                v1::VERSION,
+                hello.versions
+            ))
+        } else if hello.agent != self.agent || hello.data_plane != self.data_plane {
+            Some(format!(
+                "the agent says that it is {} of {}, its certificate says {} of {}",
+                hello.agent, hello.data_plane, self.agent, self.data_plane
+            ))
+        } else {
+            None
+        };
+        match goodbye {
+            Some(reason) => self.close(Some(reason.clone()), reason),
+            None => {
+                self.link = Link::Live;
+                self.welcome_due = true;
+                self.release = Some(hello.release.clone());
+            }
+        }
+    }
+
+    /// An entry that is not of the present set gets the present set instead.
+    fn handle_fetch(&mut self, entry: SetEntry) {
+        if self.set.get(&entry.group) == Some(&(entry.generation, entry.digest)) {
+            if !self.loading.contains(&entry) {
+                self.wanted.insert(entry);
+            }
+        } else {
+            self.set_due = true;
+        }
+    }
+
+    fn record(&mut self, report: Report) {
+        // An agent may know groups that an older database has lost; but not any number of them.
+        let known = self.recorded.contains_key(&report.group);
+        if !known && self.recorded.len() >= SET_ENTRIES_MAX {
+            return;
+        }
+        if report.clone().record(&mut self.recorded) {
+            self.records.push_back(report);
+        }
+    }
+
+    /// The desired set has changed. Only the newest is ever sent.
+    pub fn handle_set(&mut self, set: DesiredSet) {
+        if set != self.set {
+            self.wanted
+                .retain(|e| set.get(&e.group) == Some(&(e.generation, e.digest)));
+            self.set = set;
+            self.set_due = true;
+        }
+    }
+
+    pub fn handle_loaded(&mut self, entry: &SetEntry, envelope: Option<Envelope>) {
+        self.loading.remove(entry);
+        match envelope {
+            Some(envelope) => self.envelopes.push_back(envelope),
+            // Replaced meanwhile: the new set names what to ask for.
+            None => self.set_due = true,
+        }
+    }
+
+    /// Ends the session with a word to the agent.
+    pub fn handle_goodbye(&mut self, reason: String) {
+        self.close(Some(reason.clone()), reason);
+    }
+
+    pub fn next_timeout(&self) -> Instant {
+        self.last_heard + self.config.silence_max
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.next_timeout() {
+            let secs = self.config.silence_max.as_secs();
+            self.close(None, format!("the agent has been silent for {secs} s"));
+        }
+    }
+
+    /// The next thing to do, most urgent first; `None` when there is nothing left.
+    pub fn poll_output(&mut self) -> Option<BrokerOutput> {
+        if let Some(report) = self.records.pop_front() {
+            return Some(BrokerOutput::Record(report));
+        }
+        match &mut self.link {
+            Link::Closed | Link::Greeting => return None,
+            Link::Closing { goodbye, reason } => {
+                if let Some(reason) = goodbye.take() {
+                    let goodbye = ToAgent::Goodbye {
+                        reason,
+                        retry_after_secs: 0,
+                    };
+                    return Some(BrokerOutput::Send(goodbye));
+                }
+                let reason = std::mem::take(reason);
+                self.link = Link::Closed;
+                return Some(BrokerOutput::Close { reason });
+            }
+            Link::Live => {}
+        }
+        if std::mem::take(&mut self.welcome_due) {
+            return Some(BrokerOutput::Send(ToAgent::Welcome(Welcome {
+                version: v1::VERSION,
+                features: Vec::new(),
+                heartbeat_secs: self
+                    .config
+                    .heartbeat
+                    .as_secs()
+                    .try_into()
+                    .unwrap_or(u32::MAX),
+                set_hash: set_hash(&self.set),
+            })));
+        }
+        if let Some(release) = self.release.take() {
+            return Some(BrokerOutput::Live { release });
+        }
+        if std::mem::take(&mut self.set_due) {
+            let entries = self
+                .set
+                .iter()
+                .map(|(group, (generation, digest))| SetEntry {
+                    group: group.clone(),
+                    generation: *generation,
+                    digest: *digest,
+                })
+                .collect();
+            return Some(BrokerOutput::Send(ToAgent::DesiredSet { entries }));
+        }
+        if std::mem::take(&mut self.heartbeat_due) {
+            let set_hash = set_hash(&self.set);
+            return Some(BrokerOutput::Send(ToAgent::Heartbeat { set_hash }));
+        }
+        if std::mem::take(&mut self.send_reports_due) {
+            // What comes now is the whole: an answer that the agent no longer gives shall not keep
+            // the hashes apart for ever.
+            self.recorded.clear();
+            return Some(BrokerOutput::Send(ToAgent::SendReports));
+        }
+        if let Some(envelope) = self.envelopes.pop_front() {
+            return Some(BrokerOutput::Send(ToAgent::Order { envelope }));
+        }
+        if self.loading.len() < ENVELOPES_IN_FLIGHT_MAX
+            && let Some(entry) = self.wanted.pop_first()
+        {
+            self.loading.insert(entry.clone());
+            return Some(BrokerOutput::Load(entry));
+        }
+        None
+    }
+
+    fn close(&mut self, goodbye: Option<String>, reason: String) {
+        if !matches!(self.link, Link::Closed | Link::Closing { .. }) {
+            self.link = Link::Closing { goodbye, reason };
+        }
+    }
+}
