@@ -1,0 +1,13 @@
+//! The account's own trust domain: the CA that lives in the account store, the STS evidence with
+//! which nodes enroll, and the TLS of the node link. Nothing here knows the broker.
+
+pub mod ca;
+pub mod enroll;
+pub mod files;
+pub mod spiffe;
+pub mod sts_client;
+pub mod sts_verifier;
+pub mod tls;
+
+pub use ca::DataPlaneCa;
+pub use spiffe::NodeId;
