@@ -1,0 +1,33 @@
+"""Outstation: server groups for feature transformations, declared in Python.
+
+What is imported from here is for declarations; `python -m outstation.declare DIR` prints what a
+folder declares, `python -m outstation.worker` evaluates it inside a transform server.
+"""
+
+from ._declarations import (
+    Attribute,
+    Environment,
+    FeatureService,
+    ProvisionedScalingConfig,
+    RealtimeFeatureView,
+    RequestSource,
+    TransformServerGroup,
+    realtime_feature_view,
+)
+from ._errors import DeclarationError
+from ._evaluate import RowError
+from ._version import VERSION as __version__
+
+__all__ = [
+    "Attribute",
+    "DeclarationError",
+    "Environment",
+    "FeatureService",
+    "ProvisionedScalingConfig",
+    "RealtimeFeatureView",
+    "RequestSource",
+    "RowError",
+    "TransformServerGroup",
+    "__version__",
+    "realtime_feature_view",
+]

@@ -1,0 +1,338 @@
+"""What a user declares. Each declaration checks itself and enters itself into the registry."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+
+from . import _checks
+from ._errors import DeclarationError, Where, caller
+from .types import DataType, Field, data_type
+
+MODES = ("python",)
+DESIRED_NODES_MAX = 2**32 - 1  # u32 on the wire; what may really run, the account's guardrails say
+
+Function = Callable[..., Mapping[str, Any]]
+
+_declared: List["Declaration"] = []
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[List["Declaration"]]:
+    """Everything declared inside, in order; nothing of it stays in the registry."""
+    global _declared
+    before, _declared = _declared, []
+    try:
+        yield _declared
+    finally:
+        _declared = before
+
+
+class Declaration:
+    """What all named declarations have."""
+
+    kind = "declaration"
+
+    def __init__(
+        self, name: str, description: Optional[str], tags: Optional[Dict[str, str]], owner: Optional[str]
+    ) -> None:
+        what = type(self).__name__
+        self.name: str = _checks.name(what, name)
+        what = f"{what} {self.name!r}"
+        self.description = _checks.text(
+            what, "description", description, _checks.DESCRIPTION_CHARS_MAX
+        )
+        self.owner = _checks.text(what, "owner", owner, _checks.OWNER_CHARS_MAX)
+        self.tags: Dict[str, str] = _checks.tags(what, tags)
+        #: The user's line that declares it.
+        self.where: Optional[Where] = caller()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+class ProvisionedScalingConfig:
+    """A fixed number of nodes."""
+
+    @_checks.strict("ProvisionedScalingConfig")
+    def __init__(self, *, desired_nodes: int) -> None:
+        what = "ProvisionedScalingConfig"
+        nodes = _checks.instance(what, "desired_nodes", desired_nodes, int, "a whole number")
+        if not 0 <= nodes <= DESIRED_NODES_MAX:
+            raise DeclarationError(
+                f"{what}: desired_nodes must not be negative or above {DESIRED_NODES_MAX}, "
+                f"but is {nodes}",
+                hint="give the number of nodes to run; 0 keeps the group without any",
+            )
+        self.desired_nodes = nodes
+
+    def __repr__(self) -> str:
+        return f"ProvisionedScalingConfig(desired_nodes={self.desired_nodes})"
+
+
+class Environment(Declaration):
+    """A pinned set of Python dependencies, built once, used by any number of groups.
+
+    `requirements` is a requirements file, relative to the folder of the declarations.
+    """
+
+    kind = "environment"
+
+    @_checks.strict("Environment")
+    def __init__(
+        self,
+        *,
+        name: str,
+        requirements: str,
+        description: Optional[str] = None,
+        tags: Optional[Dict[str, str]] = None,
+        owner: Optional[str] = None,
+    ) -> None:
+        super().__init__(name, description, tags, owner)
+        self.requirements: str = _checks.instance(
+            f"Environment {name!r}", "requirements", requirements, str, 'a path, as "requirements.txt"'
+        )
+        _declared.append(self)
+
+
+class TransformServerGroup(Declaration):
+    """A fleet of servers that runs feature views: one running instance of an environment."""
+
+    kind = "transform server group"
+
+    @_checks.strict("TransformServerGroup")
+    def __init__(
+        self,
+        *,
+        name: str,
+        scaling_config: ProvisionedScalingConfig,
+        description: Optional[str] = None,
+        tags: Optional[Dict[str, str]] = None,
+        owner: Optional[str] = None,
+        prevent_destroy: bool = False,
+        environment: Union[str, Environment, None] = None,
+        options: Optional[Dict[str, str]] = None,
+    ) -> None:
+        super().__init__(name, description, tags, owner)
+        what = f"TransformServerGroup {name!r}"
+        self.scaling_config: ProvisionedScalingConfig = _checks.instance(
+            what,
+            "scaling_config",
+            scaling_config,
+            ProvisionedScalingConfig,
+            "a ProvisionedScalingConfig(desired_nodes=…)",
+        )
+        self.prevent_destroy: bool = _checks.instance(
+            what, "prevent_destroy", prevent_destroy, bool, "True or False"
+        )
+        self.environment = _reference(what, "environment", environment, Environment)
+        self.options: Dict[str, str] = _checks.options(what, options)
+        _declared.append(self)
+
+
+class RequestSource:
+    """Fields that come with each row of a request."""
+
+    @_checks.strict("RequestSource")
+    def __init__(self, *, schema: List[Field]) -> None:
+        self.schema: Tuple[Field, ...] = _checks.listing(
+            "RequestSource", "schema", schema, Field, 'Field("name", type)'
+        )
+        _checks.distinct("RequestSource", "schema", [field.name for field in self.schema])
+
+    def __repr__(self) -> str:
+        return f"RequestSource(schema={list(self.schema)})"
+
+
+class Attribute:
+    """A feature that a view returns."""
+
+    @_checks.strict("Attribute")
+    def __init__(self, name: str, dtype: DataType) -> None:
+        self.name = _checks.name("Attribute", name)
+        self.dtype = data_type(f"Attribute {self.name!r}", "dtype", dtype)
+
+    def manifest(self) -> Any:
+        return {"name": self.name, "type": self.dtype.manifest()}
+
+    def __repr__(self) -> str:
+        return f"Attribute({self.name!r}, {self.dtype})"
+
+
+class RealtimeFeatureView(Declaration):
+    """What `@realtime_feature_view` makes of a function.
+
+    Calling it calls the function as it is written. `run` does what a server does: checks the
+    inputs against the schema, calls, and checks the result against the features.
+    """
+
+    kind = "feature view"
+
+    def __init__(
+        self,
+        function: Function,
+        *,
+        sources: List[RequestSource],
+        mode: str,
+        features: List[Attribute],
+        name: Optional[str],
+        description: Optional[str],
+        tags: Optional[Dict[str, str]],
+        owner: Optional[str],
+    ) -> None:
+        if not callable(function) or inspect.isclass(function):
+            raise DeclarationError(
+                f"realtime_feature_view must decorate a function, not {_checks.shown(function)}",
+                hint="write it on the line above `def`",
+            )
+        super().__init__(
+            name if name is not None else getattr(function, "__name__", ""), description, tags, owner
+        )
+        what = f"feature view {self.name!r}"
+        self.function = function
+        if mode not in MODES:
+            raise DeclarationError(
+                f"{what}: mode {mode!r} is not known", hint='this version runs mode="python"'
+            )
+        self.mode = mode
+        self.sources: Tuple[RequestSource, ...] = _checks.listing(
+            what, "sources", sources, RequestSource, "RequestSource(schema=[…])"
+        )
+        self.features: Tuple[Attribute, ...] = _checks.listing(
+            what, "features", features, Attribute, 'Attribute("name", type)'
+        )
+        _checks.distinct(what, "features", [feature.name for feature in self.features])
+        self.parameters: Tuple[str, ...] = _parameters(what, function, len(self.sources))
+        _same_types(what, self)
+        functools.update_wrapper(self, function, updated=())
+        _declared.append(self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def run(self, *args: Mapping[str, Any], **kwargs: Mapping[str, Any]) -> Dict[str, Any]:
+        """Evaluates one row as a server would; one dict for each source, by position or by name.
+
+        Raises `outstation.RowError` where a server would answer with an error.
+        """
+        from ._evaluate import run_locally
+
+        return run_locally(self, args, kwargs)
+
+
+class FeatureService(Declaration):
+    """Feature views that are asked together, and the group that runs them."""
+
+    kind = "feature service"
+
+    @_checks.strict("FeatureService")
+    def __init__(
+        self,
+        *,
+        name: str,
+        features: List[RealtimeFeatureView],
+        transform_server_group: Union[str, TransformServerGroup, None] = None,
+        description: Optional[str] = None,
+        tags: Optional[Dict[str, str]] = None,
+        owner: Optional[str] = None,
+    ) -> None:
+        super().__init__(name, description, tags, owner)
+        what = f"FeatureService {name!r}"
+        self.features: Tuple[RealtimeFeatureView, ...] = _checks.listing(
+            what,
+            "features",
+            features,
+            RealtimeFeatureView,
+            "functions decorated with @realtime_feature_view",
+        )
+        _checks.distinct(what, "features", [view.name for view in self.features])
+        self.transform_server_group = _reference(
+            what, "transform_server_group", transform_server_group, TransformServerGroup
+        )
+        _declared.append(self)
+
+
+@_checks.strict("realtime_feature_view")
+def realtime_feature_view(
+    *,
+    sources: List[RequestSource],
+    mode: str,
+    features: List[Attribute],
+    name: Optional[str] = None,
+    description: Optional[str] = None,
+    tags: Optional[Dict[str, str]] = None,
+    owner: Optional[str] = None,
+) -> Callable[[Function], RealtimeFeatureView]:
+    """Declares a function that computes features from what comes with the request.
+
+    It gets one dict for each source, in their order, and returns a dict with one value for each
+    feature. Fields that are null come as None, and so may features be returned.
+    """
+
+    def decorate(function: Function) -> RealtimeFeatureView:
+        return RealtimeFeatureView(
+            function,
+            sources=sources,
+            mode=mode,
+            features=features,
+            name=name,
+            description=description,
+            tags=tags,
+            owner=owner,
+        )
+
+    return decorate
+
+
+def _reference(what: str, field: str, value: Any, kind: type) -> Optional[str]:
+    """A declaration, or its name. Whether it exists is checked when all is loaded."""
+    if value is None:
+        return None
+    if isinstance(value, kind):
+        return str(value.name)  # type: ignore[attr-defined]
+    if not isinstance(value, str):
+        raise DeclarationError(
+            f"{what}: {field} must be the name of one, or one, not {_checks.shown(value)}",
+            hint=f'write {field}="…" with the name of your {kind.__name__}',
+        )
+    return _checks.name(what, value, field)
+
+
+def _parameters(what: str, function: Function, sources: int) -> Tuple[str, ...]:
+    """The names of the parameters that take the sources; refuses a function that cannot."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return tuple(f"source_{index}" for index in range(sources))
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise DeclarationError(
+            f"{what}: the function must return a dict, but is a coroutine or generator",
+            hint="write a plain `def` with `return {…}`",
+        )
+    try:
+        signature.bind(*range(sources))
+    except TypeError as error:
+        raise DeclarationError(
+            f"{what}: the function must take one dict for each of its {sources} "
+            f"source{'s' if sources > 1 else ''} ({error})",
+            hint="give it as many parameters as there are sources, in their order",
+        ) from None
+    positional = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ][:sources]
+    return tuple(positional + [f"source_{i}" for i in range(len(positional), sources)])
+
+
+def _same_types(what: str, view: RealtimeFeatureView) -> None:
+    seen: Dict[str, DataType] = {}
+    for field in (field for source in view.sources for field in source.schema):
+        if seen.setdefault(field.name, field.dtype) != field.dtype:
+            raise DeclarationError(
+                f"{what}: field {field.name!r} is {seen[field.name]} in one source "
+                f"and {field.dtype} in another",
+                hint="a row has one value for a name: give the field one type, or two names",
+            )

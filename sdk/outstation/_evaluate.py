@@ -1,0 +1,271 @@
+"""Evaluates feature views over rows: inputs checked, function called, result checked and encoded.
+
+What a view needs for a row is compiled once; then a row costs a loop over its fields, the call,
+and a loop over its features. Whatever goes wrong in a row is that row's `RowFailure`.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
+
+from . import _codec
+from ._checks import shown
+from ._codec import FUNCTION, INPUT, OUTPUT, CodecError, RowFailure
+from ._declarations import RealtimeFeatureView
+from ._errors import is_ours
+from ._values import Convert, Mismatch, converter, exact
+from .types import DataType, Float64, Int64, String
+
+KINDS = {INPUT: "input", FUNCTION: "function", OUTPUT: "output"}
+
+# A message is read by a person, in a log line or a terminal.
+MESSAGE_CHARS_MAX = 2000
+# The newest frames tell most; a recursion of a thousand tells nothing more.
+FRAMES_MAX = 20
+TRACEBACK_CHARS_MAX = 8000
+# A batch that fails in every row fails for the same reason: the first tracebacks tell it.
+TRACEBACKS_PER_CALL = 16
+
+
+class RowError(Exception):
+    """Why a row has no features: of `kind` "input", "function" or "output".
+
+    `FeatureView.run` raises it; a server answers with the same facts.
+    """
+
+    def __init__(self, failure: RowFailure) -> None:
+        super().__init__(failure.message)
+        self.kind = KINDS[failure.kind]
+        self.function = failure.function
+        self.message = failure.message
+        self.traceback = failure.traceback
+
+
+class Failed(Exception):
+    """Inside this file and the worker: a row's failure on its way up."""
+
+    def __init__(self, failure: RowFailure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class Evaluator:
+    """One feature view, compiled. `evaluate` gives the encoded fields of the result row."""
+
+    def __init__(self, view: RealtimeFeatureView, folder: str = "") -> None:
+        self.name = view.name
+        self._function = view.function
+        self._folder = folder
+        self._sources = [
+            [(field.name, exact(field.dtype), converter(field.dtype)) for field in source.schema]
+            for source in view.sources
+        ]
+        self._types = {f.name: f.dtype for source in view.sources for f in source.schema}
+        self._outputs = [
+            (feature.name, _encoder(f"{view.name}.{feature.name}", feature.dtype))
+            for feature in view.features
+        ]
+        self._converters = [(f.name, converter(f.dtype)) for f in view.features]
+        self._features = {feature.name: feature.dtype for feature in view.features}
+
+    def evaluate(self, row: Mapping[str, Any], with_traceback: bool = True) -> bytes:
+        """Raises `Failed`."""
+        result = self._call(self.inputs(row), with_traceback)
+        outputs = self._outputs
+        if type(result) is not dict or len(result) != len(outputs):
+            result = self._shape(result)
+        name = ""
+        try:
+            return b"".join([encode(result[name]) for name, encode in outputs])
+        except BaseException as error:
+            self._bad_output(result, error)
+
+    def values(self, sources: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
+        """The features as Python values, from one dict for each source. Raises `Failed`."""
+        arguments = [self._source(spec, given) for spec, given in zip(self._sources, sources)]
+        result = self._shape(self._call(arguments, True))
+        try:
+            return {name: convert(result[name]) for name, convert in self._converters}
+        except BaseException as error:
+            self._bad_output(result, error)
+
+    def inputs(self, row: Mapping[str, Any]) -> List[Dict[str, Any]]:
+        return [self._source(spec, row) for spec in self._sources]
+
+    def _source(
+        self, spec: List[Tuple[str, type, Convert]], row: Mapping[str, Any]
+    ) -> Dict[str, Any]:
+        values: Dict[str, Any] = {}
+        name = ""
+        try:
+            for name, fits, convert in spec:
+                value = row[name]
+                if type(value) is not fits:
+                    value = convert(value)
+                values[name] = value
+        except KeyError:
+            has = ", ".join(sorted(map(str, row))[:20]) or "none"
+            message = (
+                f"feature view {self.name!r} needs field {name!r} ({self._types[name]}), "
+                f"which the row lacks; its fields: {has}"
+            )
+            raise Failed(self._failure(INPUT, message)) from None
+        except Mismatch as mismatch:
+            message = f"feature view {self.name!r}: field {name!r}{mismatch.path} {mismatch.says}"
+            raise Failed(self._failure(INPUT, message)) from None
+        return values
+
+    def _call(self, arguments: List[Dict[str, Any]], with_traceback: bool) -> Any:
+        try:
+            return self._function(*arguments)
+        except BaseException as error:  # SystemExit is a failed row too, not the worker's end
+            message = f"feature view {self.name!r} raised {describe(error)}"
+            trace = user_traceback(error, self._folder) if with_traceback else ""
+            raise Failed(self._failure(FUNCTION, message, trace)) from None
+
+    def _shape(self, result: Any) -> Mapping[str, Any]:
+        """The result as a mapping with exactly the declared names."""
+        declared = ", ".join(f"{name} ({dtype})" for name, dtype in self._features.items())
+        if not isinstance(result, Mapping):
+            self._output(f"returned {shown(result)} instead of a dict with {declared}")
+        missing = [name for name in self._features if name not in result]
+        if missing:
+            self._output(f"did not return {', '.join(map(repr, missing))}; it declares {declared}")
+        extra = [name for name in result if name not in self._features]
+        if extra:
+            names = ", ".join(shown(name) if type(name) is not str else repr(name) for name in extra[:5])
+            self._output(f"returned {names}, which it does not declare; it declares {declared}")
+        return result
+
+    def _bad_output(self, result: Mapping[str, Any], error: BaseException) -> NoReturn:
+        """Finds out which feature it was; only failed rows pay for that."""
+        self._shape(result)
+        for (name, encode), (_, convert) in zip(self._outputs, self._converters):
+            try:
+                convert(result[name])
+                encode(result[name])
+            except Mismatch as mismatch:
+                self._output(f"returned feature {name!r}{mismatch.path}, which {mismatch.says}")
+            except CodecError as codec_error:
+                self._output(f"returned feature {name!r}, in which {codec_error}")
+            except BaseException as other:
+                self._output(f"returned feature {name!r}, which raised {describe(other)}")
+        self._output(f"returned a result that raised {describe(error)}")
+
+    def _output(self, says: str) -> NoReturn:
+        raise Failed(self._failure(OUTPUT, f"feature view {self.name!r} {says}")) from None
+
+    def _failure(self, kind: int, message: str, trace: str = "") -> RowFailure:
+        return RowFailure(kind, self.name, _cut(message, MESSAGE_CHARS_MAX), trace)
+
+
+def evaluate_rows(
+    evaluators: Sequence[Evaluator],
+    rows: Sequence[Any],
+    entering: Callable[[str], None] = lambda name: None,
+) -> bytes:
+    """`CallResponse` bytes. A row has the features of all the views, or the first one's failure.
+
+    `entering` is told the view that comes next.
+    """
+    results: List[bytes] = []
+    tracebacks = 0
+    one = evaluators[0] if len(evaluators) == 1 else None
+    for row in rows:
+        try:
+            if type(row) is not dict:
+                raise Failed(RowFailure(INPUT, evaluators[0].name, str(row)))
+            if one is not None:
+                entering(one.name)
+                fields = one.evaluate(row, tracebacks < TRACEBACKS_PER_CALL)
+            else:
+                parts = []
+                for evaluator in evaluators:
+                    entering(evaluator.name)
+                    parts.append(evaluator.evaluate(row, tracebacks < TRACEBACKS_PER_CALL))
+                fields = b"".join(parts)
+            results.append(_codec.encode_result(fields))
+        except Failed as failed:
+            tracebacks += bool(failed.failure.traceback)
+            results.append(_codec.encode_failure(failed.failure))
+    return b"".join(results)
+
+
+def run_locally(
+    view: RealtimeFeatureView, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Dict[str, Any]:
+    """Behind `RealtimeFeatureView.run`."""
+    names = view.parameters
+    given = dict(zip(names, args))
+    unknown = [name for name in kwargs if name not in names or name in given]
+    given.update(kwargs)
+    missing = [name for name in names if name not in given]
+    if len(args) > len(names) or unknown or missing:
+        raise TypeError(f"{view.name}.run takes one dict for each of {', '.join(names)}")
+    for name, value in given.items():
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{view.name}.run: {name} must be a dict, not {shown(value)}")
+    try:
+        return Evaluator(view).values([given[name] for name in names])
+    except Failed as failed:
+        error = RowError(failed.failure)
+    raise error
+
+
+def _encoder(key: str, dtype: DataType) -> Callable[[Any], bytes]:
+    """Value to the bytes of the row's field `key`. Raises `Mismatch` or `CodecError`."""
+    convert = converter(dtype)
+    encode_field = _codec.encode_field
+
+    def general(value: Any) -> bytes:
+        return encode_field(key, convert(value))
+
+    if dtype == Float64:
+        prefix, pack = _codec.double_prefix(key), _codec.pack_double
+
+        def double(value: Any) -> bytes:
+            return prefix + pack(value) if type(value) is float else general(value)
+
+        return double
+    if dtype in (Int64, String):
+        fits = int if dtype == Int64 else str
+
+        def plain(value: Any) -> bytes:
+            # The codec itself checks the range of an integer, and that a string is UTF-8.
+            return encode_field(key, value if type(value) is fits else convert(value))
+
+        return plain
+    return general
+
+
+def describe(error: BaseException) -> str:
+    """`ZeroDivisionError: division by zero`, whatever the exception does when asked."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = "(its message cannot be shown)"
+    name = type(error).__name__
+    return _cut(f"{name}: {text}" if text else name, MESSAGE_CHARS_MAX)
+
+
+def user_traceback(error: BaseException, folder: str) -> str:
+    """The frames from the user's code on, paths relative to `folder`, bounded."""
+    try:
+        frames = traceback.extract_tb(error.__traceback__)
+        start = next((i for i, frame in enumerate(frames) if not is_ours(frame.filename)), len(frames))
+        kept = frames[start:]
+        lines = ["Traceback (most recent call last):\n"]
+        if len(kept) > FRAMES_MAX:
+            lines.append(f"  … {len(kept) - FRAMES_MAX} frames\n")
+        text = "".join(lines + traceback.format_list(kept[-FRAMES_MAX:]))
+        if folder:
+            text = text.replace(f'File "{os.path.join(folder, "")}', 'File "')
+        return _cut(text, TRACEBACK_CHARS_MAX) + describe(error)
+    except BaseException as other:
+        return f"(the traceback cannot be shown: {type(other).__name__})"
+
+
+def _cut(text: str, chars_max: int) -> str:
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"

@@ -1,0 +1,114 @@
+"""Frames between transform server and worker, over a Unix stream socket.
+
+4 bytes little-endian length of the rest, 1 byte kind, 8 bytes little-endian request id, payload.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from typing import Optional, Tuple
+
+# worker -> server
+READY, DONE, FAILED, LOG = 1, 2, 3, 4
+# server -> worker
+CALL = 16
+
+# The largest message of the gRPC surface is 64 MiB; the rest is room for what goes around it.
+FRAME_BYTES_MAX = 64 * 1024 * 1024 + 64 * 1024
+
+_LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct("<IBQ")
+_REST = struct.Struct("<BQ")
+# Most frames fit, so that most take one system call to read.
+_BUFFER_BYTES = 64 * 1024
+_LARGE_BYTES = 1024 * 1024
+
+
+class FrameError(Exception):
+    """The other side does not speak this protocol."""
+
+
+class Frames:
+    """Both directions of the socket. One thread reads; any thread may write."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        # Reentrant, with a flag: what interrupts a write (a `__del__` that prints) must not wait
+        # for the write that it interrupted.
+        self._lock = threading.RLock()
+        self._writing = False
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+
+    def read(self) -> Optional[Tuple[int, int, bytes]]:
+        """The next frame's kind, id and payload; None when the other side has closed."""
+        while self._end - self._start < 4:
+            if not self._more():
+                if self._end > self._start:
+                    raise _torn()
+                return None
+        (length,) = _LENGTH.unpack_from(self._buffer, self._start)
+        if not _REST.size <= length <= FRAME_BYTES_MAX:
+            raise FrameError(f"a frame of {length} bytes; allowed are 9 to {FRAME_BYTES_MAX}")
+        if 4 + length > _BUFFER_BYTES:
+            return self._large(length)
+        while self._end - self._start < 4 + length:
+            if not self._more():
+                raise _torn()
+        kind, request = _REST.unpack_from(self._buffer, self._start + 4)
+        after = self._start + 4 + length
+        payload = bytes(self._view[self._start + 4 + _REST.size : after])
+        self._start = after
+        return kind, request, payload
+
+    def _more(self) -> bool:
+        """Receives into the buffer; false at the end of the stream."""
+        if self._start:
+            # Whole frames leave little behind; what there is moves to the front.
+            rest = self._buffer[self._start : self._end]
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        received = self._sock.recv_into(self._view[self._end :])
+        self._end += received
+        return received > 0
+
+    def _large(self, length: int) -> Tuple[int, int, bytes]:
+        frame = bytearray(self._view[self._start + 4 : self._end])
+        self._start = self._end = 0
+        while len(frame) < length:
+            data = self._sock.recv(min(length - len(frame), _LARGE_BYTES))
+            if not data:
+                raise _torn()
+            frame += data
+        kind, request = _REST.unpack_from(frame)
+        with memoryview(frame) as view:
+            return kind, request, bytes(view[_REST.size :])
+
+    def write(self, kind: int, request: int, payload: bytes) -> bool:
+        """False, and nothing sent, if it interrupts a write of the same thread."""
+        head = _HEAD.pack(_REST.size + len(payload), kind, request)
+        with self._lock:
+            if self._writing:
+                return False
+            self._writing = True
+            try:
+                if len(payload) < _BUFFER_BYTES:
+                    self._sock.sendall(head + payload)
+                else:
+                    self._sock.sendall(head)
+                    self._sock.sendall(payload)
+            finally:
+                self._writing = False
+        return True
+
+    def forget(self) -> None:
+        """In a forked child: lets go of the socket without touching the parent's."""
+        self._lock = threading.RLock()
+        self._sock.close()
+
+
+def _torn() -> FrameError:
+    return FrameError("the stream ends in the middle of a frame")

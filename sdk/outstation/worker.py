@@ -1,0 +1,249 @@
+"""`python -m outstation.worker --fd N --bundle DIR`: evaluates a bundle for a transform server.
+
+Started by the server, once per worker, with one end of a Unix socket pair as descriptor N. Sends
+READY, then answers one CALL after the other; the end of the stream is its end. See `_frames`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import Dict, List, NamedTuple, NoReturn, Optional, Tuple
+
+from . import _codec
+from ._capture import Capture
+from ._codec import FEATURE_SERVICE, FEATURE_VIEW, CodecError, Target
+from ._declarations import FeatureService
+from ._errors import DeclarationError
+from ._evaluate import Evaluator, describe, evaluate_rows, user_traceback
+from ._frames import CALL, DONE, FAILED, FRAME_BYTES_MAX, LOG, READY, FrameError, Frames
+from ._loading import Loaded, load, problems
+
+# gRPC status codes.
+INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, INTERNAL = 3, 5, 9, 13
+
+# The message of a whole call's failure travels in a gRPC trailer, which peers limit to some KiB.
+FAILED_CHARS_MAX = 3000
+_TRACEBACK_LINES = 8
+_BROKEN_CHARS_MAX = 500
+
+
+class CallFailed(Exception):
+    """A call that gets no answer for any of its rows."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+
+class Broken(NamedTuple):
+    """Why a target cannot be evaluated."""
+
+    kind: int
+    reason: str
+    detail: str
+
+
+class Bundle:
+    """The targets of a folder: what can be evaluated, and what cannot, and why."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._good: Dict[str, List[Evaluator]] = {}
+        self._broken: Dict[str, Broken] = {}
+        #: Files that did not load: an unknown target may have been in one of them.
+        self._broken_files = [(broken.file, broken.error.one_line) for broken in loaded.broken]
+        evaluators: Dict[int, Evaluator] = {}
+        for view in loaded.views:
+            try:
+                evaluators[id(view)] = Evaluator(view, loaded.folder)
+                self._good[view.name] = [evaluators[id(view)]]
+            except Exception as error:
+                trace = user_traceback(error, loaded.folder)
+                self._broken[view.name] = Broken(FEATURE_VIEW, describe(error), trace)
+        self._services: Dict[str, Tuple[str, ...]] = {}
+        for service in loaded.services:
+            self._services[service.name] = tuple(view.name for view in service.features)
+            parts = [evaluators.get(id(view)) for view in service.features]
+            whole = [part for part in parts if part is not None]
+            if len(whole) == len(parts):
+                self._good[service.name] = whole
+            else:
+                self._broken[service.name] = Broken(FEATURE_SERVICE, "one of its views is broken", "")
+        for module in loaded.broken:
+            reason = f"{module.file} could not be loaded: {module.error.one_line}"
+            for name, is_service in module.targets:
+                kind = FEATURE_SERVICE if is_service else FEATURE_VIEW
+                self._break(name, Broken(kind, reason, module.traceback))
+        for problem in problems(loaded):
+            name = problem.declaration.name
+            # A view does not need its group; a name that two have is nobody's.
+            if name in self._good and problem.declaration.kind in ("feature view", "feature service"):
+                kind = FEATURE_SERVICE if name in self._services else FEATURE_VIEW
+                self._break(name, Broken(kind, problem.error.one_line, problem.error.hint))
+
+    def _break(self, name: str, broken: Broken) -> None:
+        self._good.pop(name, None)
+        self._broken.setdefault(name, broken)
+
+    def targets(self) -> List[Target]:
+        found = []
+        for name in sorted({*self._good, *self._broken}):
+            broken = self._broken.get(name)
+            if broken is not None:
+                is_service = broken.kind == FEATURE_SERVICE
+                reason = " ".join(broken.reason.split())[:_BROKEN_CHARS_MAX]
+            else:
+                is_service, reason = name in self._services, ""
+            views = self._services.get(name, ()) if is_service else (name,)
+            kind = FEATURE_SERVICE if is_service else FEATURE_VIEW
+            found.append(Target(name, kind, views, reason))
+        return found
+
+    def evaluators(self, target: str) -> List[Evaluator]:
+        """Raises `CallFailed`."""
+        good = self._good.get(target)
+        if good is not None:
+            return good
+        broken = self._broken.get(target)
+        if broken is not None:
+            tail = "\n".join(broken.detail.splitlines()[-_TRACEBACK_LINES:])
+            message = f"{target!r} cannot be evaluated: {broken.reason}\n{tail}".strip()
+            raise CallFailed(FAILED_PRECONDITION, message)
+        there_is = ", ".join(sorted({*self._good, *self._broken})) or "nothing"
+        message = f"no feature view or service {target!r}; there is {there_is}"
+        for file, reason in self._broken_files:
+            message += f"\n{file} could not be loaded: {reason}"
+        raise CallFailed(NOT_FOUND, message)
+
+
+class Worker:
+    """The loop around one bundle."""
+
+    def __init__(self, frames: Frames, capture: Capture) -> None:
+        self._frames = frames
+        self._capture = capture
+
+    def run(self, folder: str) -> None:
+        """Returns when the server has closed its end."""
+        bundle = self._load(folder)
+        self._capture.entering("")
+        self._capture.begin(0)
+        # What was loaded stays: nothing that a collection would have to look at again.
+        gc.collect()
+        gc.freeze()
+        self._frames.write(READY, 0, _codec.encode_targets(bundle.targets()))
+        while True:
+            frame = self._frames.read()
+            if frame is None:
+                return
+            kind, request, payload = frame
+            if kind != CALL:
+                raise FrameError(f"a frame of kind {kind}")
+            self._answer(bundle, request, payload)
+
+    def _load(self, folder: str) -> Bundle:
+        try:
+            return Bundle(load(folder, self._capture.entering))
+        except DeclarationError as error:
+            # Nothing to load is an answer too: every call is told so.
+            bundle = Bundle(Loaded(folder))
+            bundle._broken_files.append((folder, error.one_line))
+            return bundle
+
+    def _answer(self, bundle: Bundle, request: int, payload: bytes) -> None:
+        self._capture.begin(request)
+        try:
+            kind, answer = DONE, self._evaluate(bundle, payload)
+        except CallFailed as failed:
+            kind, answer = FAILED, failure(failed.code, failed.message)
+        except Exception as error:
+            # A defect of this package; the call is lost, the worker is not.
+            kind, answer = FAILED, failure(INTERNAL, f"worker: {describe(error)}")
+        self._capture.begin(0)
+        self._frames.write(kind, request, answer)
+
+    def _evaluate(self, bundle: Bundle, payload: bytes) -> bytes:
+        try:
+            target, rows = _codec.decode_call_request(payload)
+        except CodecError as error:
+            raise CallFailed(INVALID_ARGUMENT, f"not a CallRequest: {error}") from None
+        evaluators = bundle.evaluators(target)
+        if not rows:
+            raise CallFailed(INVALID_ARGUMENT, f"a call of {target!r} without rows")
+        answer = evaluate_rows(evaluators, rows, self._capture.entering)
+        self._capture.entering("")
+        if len(answer) + 9 > FRAME_BYTES_MAX:
+            message = f"the answer has {len(answer)} bytes, too many for one message: send fewer rows"
+            raise CallFailed(INVALID_ARGUMENT, message)
+        return answer
+
+
+def failure(code: int, message: str) -> bytes:
+    """Payload of a FAILED frame."""
+    return bytes((code,)) + message[:FAILED_CHARS_MAX].encode("utf-8", "replace")
+
+
+def _die_with_the_server() -> None:
+    """Linux: SIGKILL when the thread that started this process ends. Elsewhere the end of the
+    stream has to do."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        pass
+
+
+def _take_socket(descriptor: int) -> socket.socket:
+    """The inherited socket, closed to the children of user code."""
+    sock = socket.socket(fileno=descriptor)
+    sock.set_inheritable(False)
+    sock.setblocking(True)
+    return sock
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m outstation.worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected socket")
+    parser.add_argument("--bundle", required=True, help="folder of the unpacked bundle")
+    options = parser.parse_args(arguments)
+
+    _die_with_the_server()
+    # Ctrl-C in a terminal reaches every process there; when to stop, the server says.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.dont_write_bytecode = True
+    try:
+        frames = Frames(_take_socket(options.fd))
+    except OSError as error:
+        print(f"error: descriptor {options.fd} is not a socket: {error}", file=sys.stderr)
+        print("hint: the transform server starts workers; see sdk/README.md", file=sys.stderr)
+        return 2
+
+    capture = Capture(lambda request, payload: frames.write(LOG, request, payload))
+
+    def in_child() -> None:
+        frames.forget()
+        capture.stop()
+
+    os.register_at_fork(after_in_child=in_child)
+    stderr = sys.stderr
+    capture.install()
+    try:
+        Worker(frames, capture).run(options.bundle)
+    except (FrameError, OSError) as error:
+        print(f"worker: {describe(error)}", file=stderr)
+        _exit(1)
+    _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """At once: threads of user code and their exit handlers must not keep the process alive."""
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
