@@ -1,0 +1,200 @@
+//! `sim.toml`: what exists in the simulated account, and where it listens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use crate::imds;
+use crate::model::credentials::{InstanceRole, Principal};
+use crate::model::group::LaunchTemplate;
+use crate::model::{AccessKeyId, ModelConfig};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The AWS endpoint, and `/_sim/*`.
+    pub listen: SocketAddr,
+    pub account: String,
+    pub region: String,
+    /// Default: the region with `a`, `b` and `c`.
+    pub availability_zones: Option<Vec<String>>,
+    #[serde(default)]
+    pub subnets: Vec<SubnetConfig>,
+    /// A /16 below 127/8; each instance gets its own address in it.
+    pub instance_net: Ipv4Addr,
+    pub instance_role: String,
+    pub instance_role_id: String,
+    #[serde(default = "default_imds_port")]
+    pub imds_port: u16,
+    /// Logs and homes of instances go to `<dir>/instances/`.
+    pub dir: PathBuf,
+    #[serde(default)]
+    pub boot_delay_ms: u64,
+    /// Whether terminating hooks hold an instance that is already dead until they are completed or time out.
+    #[serde(default)]
+    pub hooks_hold_dead_instances: bool,
+    /// Ids repeat with the seed; random unless given.
+    pub seed: Option<u64>,
+    pub principals: Vec<PrincipalConfig>,
+    pub launch_templates: Vec<TemplateConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SubnetConfig {
+    pub id: String,
+    pub availability_zone: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrincipalConfig {
+    pub access_key_id: String,
+    pub secret_access_key: String,
+    pub session_token: Option<String>,
+    pub arn: String,
+    pub user_id: String,
+}
+
+impl fmt::Debug for PrincipalConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PrincipalConfig({}, ..)", self.arn)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TemplateConfig {
+    pub name: String,
+    pub id: String,
+    pub version: u32,
+    /// Read when an instance is launched, run by its launcher as `sh <user data>`.
+    pub user_data: PathBuf,
+    #[serde(default = "default_image")]
+    pub image_id: String,
+    #[serde(default = "default_type")]
+    pub instance_type: String,
+}
+
+fn default_imds_port() -> u16 {
+    imds::PORT
+}
+
+fn default_image() -> String {
+    "ami-0123456789abcdef0".to_owned()
+}
+
+fn default_type() -> String {
+    "c7i.large".to_owned()
+}
+
+impl Config {
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let mut config: Config =
+            toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        config.dir = std::path::absolute(&config.dir).context("make `dir` absolute")?;
+        for template in &mut config.launch_templates {
+            template.user_data =
+                std::path::absolute(&template.user_data).context("make `user_data` absolute")?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.account.len() == 12 && self.account.bytes().all(|byte| byte.is_ascii_digit()),
+            "account must be 12 digits"
+        );
+        ensure!(
+            self.instance_net.octets()[0] == 127,
+            "instance_net must be below 127.0.0.0/8, which is loopback on this machine"
+        );
+        let octets = self.instance_net.octets();
+        ensure!(
+            octets[2] == 0 && octets[3] == 0,
+            "instance_net must be a /16: {}.{}.0.0",
+            octets[0],
+            octets[1]
+        );
+        let mut versions = BTreeSet::new();
+        for template in &self.launch_templates {
+            if !versions.insert((&template.name, template.version)) {
+                bail!(
+                    "launch template {} has version {} twice",
+                    template.name,
+                    template.version
+                );
+            }
+        }
+        let zones = self.zones();
+        for subnet in &self.subnets {
+            ensure!(
+                zones.contains(&subnet.availability_zone),
+                "subnet {} is in no availability zone of {}",
+                subnet.id,
+                self.region
+            );
+        }
+        Ok(())
+    }
+
+    fn zones(&self) -> Vec<String> {
+        let default = || {
+            ["a", "b", "c"]
+                .iter()
+                .map(|letter| format!("{}{letter}", self.region))
+                .collect()
+        };
+        self.availability_zones.clone().unwrap_or_else(default)
+    }
+
+    pub fn model(&self, random_seed: u64) -> ModelConfig {
+        let principal = |config: &PrincipalConfig| {
+            let principal = Principal {
+                secret_access_key: config.secret_access_key.clone(),
+                session_token: config.session_token.clone(),
+                arn: config.arn.clone(),
+                user_id: config.user_id.clone(),
+                expires: None,
+            };
+            (AccessKeyId::from(config.access_key_id.clone()), principal)
+        };
+        let template = |config: &TemplateConfig| LaunchTemplate {
+            id: config.id.clone(),
+            name: config.name.clone(),
+            version: config.version,
+            image_id: config.image_id.clone(),
+            instance_type: config.instance_type.clone(),
+            user_data: config.user_data.display().to_string(),
+        };
+        ModelConfig {
+            account: self.account.clone(),
+            region: self.region.clone(),
+            zones: self.zones(),
+            subnets: self
+                .subnets
+                .iter()
+                .map(|subnet| (subnet.id.clone(), subnet.availability_zone.clone()))
+                .collect::<BTreeMap<_, _>>(),
+            role: InstanceRole {
+                account: self.account.clone(),
+                name: self.instance_role.clone(),
+                id: self.instance_role_id.clone(),
+            },
+            net: self.instance_net,
+            boot_delay: Duration::from_millis(self.boot_delay_ms),
+            templates: self.launch_templates.iter().map(template).collect(),
+            hooks_hold_dead_instances: self.hooks_hold_dead_instances,
+            principals: self.principals.iter().map(principal).collect(),
+            seed: self.seed.unwrap_or(random_seed),
+        }
+    }
+}

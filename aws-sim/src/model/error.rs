@@ -1,0 +1,94 @@
+//! What the simulated AWS answers instead of a result: AWS's code, status and fault, and a message worded like AWS's.
+
+/// One refused call. Compare on `code`; messages are for people and imitate AWS where its wording is known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", code.as_str())]
+pub struct AwsError {
+    pub code: Code,
+    pub message: String,
+}
+
+/// The error codes that the simulated services know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Code {
+    ValidationError,
+    AlreadyExists,
+    LimitExceeded,
+    ResourceContention,
+    ResourceInUse,
+    ScalingActivityInProgress,
+    InvalidNextToken,
+    InvalidAction,
+    MissingAuthenticationToken,
+    IncompleteSignature,
+    InvalidClientTokenId,
+    SignatureDoesNotMatch,
+    ExpiredToken,
+    /// Not an AWS code: a real parameter or value that this simulation refuses rather than ignores.
+    NotSimulated,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Code::ValidationError => "ValidationError",
+            Code::AlreadyExists => "AlreadyExists",
+            Code::LimitExceeded => "LimitExceeded",
+            Code::ResourceContention => "ResourceContention",
+            Code::ResourceInUse => "ResourceInUse",
+            Code::ScalingActivityInProgress => "ScalingActivityInProgress",
+            Code::InvalidNextToken => "InvalidNextToken",
+            Code::InvalidAction => "InvalidAction",
+            Code::MissingAuthenticationToken => "MissingAuthenticationToken",
+            Code::IncompleteSignature => "IncompleteSignature",
+            Code::InvalidClientTokenId => "InvalidClientTokenId",
+            Code::SignatureDoesNotMatch => "SignatureDoesNotMatch",
+            Code::ExpiredToken => "ExpiredToken",
+            Code::NotSimulated => "NotSimulated",
+        }
+    }
+
+    pub fn http_status(self) -> u16 {
+        match self {
+            Code::ValidationError
+            | Code::AlreadyExists
+            | Code::LimitExceeded
+            | Code::ResourceInUse
+            | Code::ScalingActivityInProgress
+            | Code::InvalidNextToken
+            | Code::InvalidAction
+            | Code::IncompleteSignature
+            | Code::NotSimulated => 400,
+            Code::MissingAuthenticationToken
+            | Code::InvalidClientTokenId
+            | Code::SignatureDoesNotMatch
+            | Code::ExpiredToken => 403,
+            Code::ResourceContention => 500,
+        }
+    }
+}
+
+impl AwsError {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        AwsError {
+            code,
+            message: message.into(),
+        }
+    }
+
+    pub fn validation(message: impl Into<String>) -> Self {
+        AwsError::new(Code::ValidationError, message)
+    }
+
+    pub fn not_simulated(message: impl Into<String>) -> Self {
+        AwsError::new(Code::NotSimulated, message)
+    }
+
+    /// One constraint of the service's own model violated, worded as AWS's request validation does.
+    pub fn constraint(value: &str, parameter: &str, constraint: &str) -> Self {
+        let shown: String = value.chars().take(200).collect();
+        AwsError::validation(format!(
+            "1 validation error detected: Value '{shown}' at '{parameter}' failed to satisfy constraint: {constraint}"
+        ))
+    }
+}
