@@ -101,6 +101,7 @@ pub struct NodeStatus {
     pub bundle: Option<Digest>,
     /// Why it is in this phase, when that is not obvious.
     pub reason: Option<String>,
+    /// Of the phase; 0 when nobody knows.
     pub since_unix_secs: u64,
 }
 

@@ -138,6 +138,8 @@ pub enum RefusalRule {
     Guardrail,
     /// The group has `prevent_destroy`.
     PreventDestroy,
+    /// The account store could not take it; the agent tries again.
+    AccountStore,
 }
 
 /// Node agent → account agent.

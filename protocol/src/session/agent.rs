@@ -309,14 +309,16 @@ impl AgentSession {
         }
     }
 
-    /// The guardrails have changed: what they refused deserves another look.
+    /// The account's own rules or means have changed: what failed by them deserves another look.
     pub fn handle_guardrails_changed(&mut self) {
         for answers in self.reports.values_mut() {
-            let by_guardrail = answers
-                .refused
-                .as_ref()
-                .is_some_and(|(.., reason)| reason.rule == RefusalRule::Guardrail);
-            if by_guardrail {
+            let by_the_account = answers.refused.as_ref().is_some_and(|(.., reason)| {
+                matches!(
+                    reason.rule,
+                    RefusalRule::Guardrail | RefusalRule::Signature | RefusalRule::AccountStore
+                )
+            });
+            if by_the_account {
                 answers.refused = None;
             }
         }

@@ -1,0 +1,376 @@
+//! The account as the AWS SDK shows it, and the calls that change it. Plain IO: what to call is
+//! decided in `plan`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region as AwsRegion};
+use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_autoscaling::types::{
+    AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
+};
+use outstation_protocol::status::Held;
+use outstation_protocol::{GroupName, InstanceId, TenantId};
+
+use super::config::Config;
+use super::guardrails::{Guardrails, LaunchTemplate};
+use super::plan::{
+    Action, Observed, ObservedGroup, ObservedInstance, Shape, TAG_GROUP, TAG_TENANT,
+};
+
+pub const DRAIN_HOOK: &str = "outstation-drain";
+/// The drain's own limits (5 s until withdrawn, 1 s grace, 30 s in flight) and a margin. After
+/// it AWS goes on by itself: a dead agent delays a scale-in by no more than this.
+const DRAIN_HEARTBEAT_SECS: i32 = 90;
+/// One call with the SDK's retries; a hanging endpoint must not hold up the next look.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(15);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// AWS's own limit; short pages are legal.
+const RECORDS_MAX: i32 = 100;
+/// 500 groups a region at 100 a page, with room for short pages.
+const PAGES_MAX: usize = 64;
+
+#[derive(Clone)]
+pub struct Aws {
+    autoscaling: Client,
+    sts: aws_sdk_sts::Client,
+}
+
+/// A call that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {message}")]
+pub struct CallError {
+    pub call: &'static str,
+    /// AWS's error code, when there was an answer at all.
+    pub code: Option<String>,
+    pub message: String,
+}
+
+impl CallError {
+    fn of<E>(call: &'static str, error: SdkError<E>) -> CallError
+    where
+        E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
+    {
+        let code = error.code().map(str::to_owned);
+        let message = match (&code, error.message()) {
+            (Some(code), Some(message)) => format!("{code}: {message}"),
+            (Some(code), None) => code.clone(),
+            (None, _) => DisplayErrorContext(&error).to_string(),
+        };
+        CallError {
+            call,
+            code,
+            message: message.chars().take(400).collect(),
+        }
+    }
+
+    fn has_code(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    /// The failure as it is shown, with what a person can do.
+    pub fn into_held(self) -> Held {
+        let hint = match self.code.as_deref() {
+            Some("AccessDenied" | "UnauthorizedOperation" | "AccessDeniedException") => {
+                "the agent's role lacks this action: compare it with the policy of the install"
+            }
+            Some("ExpiredToken" | "InvalidClientTokenId" | "SignatureDoesNotMatch") => {
+                "the agent's AWS credentials are not valid: look at its role or environment"
+            }
+            Some("AlreadyExists") => {
+                "a group of this name exists and is not tagged as ours: remove it or change name_prefix"
+            }
+            Some("LimitExceeded") => "ask AWS for a higher quota in this region",
+            Some("Throttling" | "RequestLimitExceeded" | "ResourceContention") => {
+                "nobody has to do anything: the agent tries again more slowly"
+            }
+            Some(_) => "the agent tries again; the message above is AWS's own",
+            None => "the AWS endpoint cannot be reached from the agent; it tries again",
+        };
+        Held {
+            generation: None,
+            rule: "aws".to_owned(),
+            message: self.to_string(),
+            hint: hint.to_owned(),
+        }
+    }
+}
+
+impl Aws {
+    pub async fn connect(config: &Config) -> Aws {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(ATTEMPT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(OPERATION_TIMEOUT)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(AwsRegion::new(config.region.to_string()))
+            .timeout_config(timeouts);
+        if let Some(endpoint) = &config.aws.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let shared = loader.load().await;
+        Aws {
+            autoscaling: Client::new(&shared),
+            sts: aws_sdk_sts::Client::new(&shared),
+        }
+    }
+
+    /// Refuses to work in another account than the configured one.
+    pub async fn check_account(&self, config: &Config) -> Result<()> {
+        let identity = self
+            .sts
+            .get_caller_identity()
+            .send()
+            .await
+            .map_err(|e| CallError::of("GetCallerIdentity", e))?;
+        let account = identity.account().context("STS named no account")?;
+        if account != config.account.as_str() {
+            bail!(
+                "these AWS credentials belong to account {account}, this agent is configured for {}",
+                config.account
+            );
+        }
+        Ok(())
+    }
+
+    /// All groups of our tenant that bear the name we would give them. Nothing else leaves this
+    /// function: a tag may be anybody's copy.
+    pub async fn observe(
+        &self,
+        tenant: &TenantId,
+        guardrails: &Guardrails,
+    ) -> Result<Observed, CallError> {
+        let filter = Filter::builder()
+            .name(format!("tag:{TAG_TENANT}"))
+            .values(tenant.to_string())
+            .build();
+        let mut observed = Observed::new();
+        let mut token = None;
+        for _ in 0..PAGES_MAX {
+            let page = self
+                .autoscaling
+                .describe_auto_scaling_groups()
+                .filters(filter.clone())
+                .max_records(RECORDS_MAX)
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|e| CallError::of("DescribeAutoScalingGroups", e))?;
+            let ours = |group: &AutoScalingGroup| {
+                let (name, observed) = observed_group(group)?;
+                let asg_name = guardrails.asg_name(&name);
+                (group.auto_scaling_group_name() == Some(&asg_name)).then_some((name, observed))
+            };
+            observed.extend(page.auto_scaling_groups().iter().filter_map(ours));
+            token = page
+                .next_token()
+                .filter(|token| !token.is_empty())
+                .map(str::to_owned);
+            if token.is_none() {
+                return Ok(observed);
+            }
+        }
+        Err(CallError {
+            call: "DescribeAutoScalingGroups",
+            code: None,
+            message: format!("more than {PAGES_MAX} pages"),
+        })
+    }
+
+    /// The AutoScaling group that AWS itself says `instance` is in now.
+    pub async fn group_of(&self, instance: &InstanceId) -> Result<Option<String>, CallError> {
+        let found = self
+            .autoscaling
+            .describe_auto_scaling_instances()
+            .instance_ids(instance.as_str())
+            .send()
+            .await
+            .map_err(|e| CallError::of("DescribeAutoScalingInstances", e))?;
+        Ok(found
+            .auto_scaling_instances()
+            .iter()
+            .find(|found| found.instance_id() == Some(instance.as_str()))
+            .and_then(|found| found.auto_scaling_group_name())
+            .map(str::to_owned))
+    }
+
+    /// Each action may be repeated; what is already so counts as done.
+    pub async fn apply(&self, action: &Action) -> Result<(), CallError> {
+        match action {
+            Action::Create(shape) => self.create(shape).await,
+            Action::Resize { asg_name, nodes } => self.resize(asg_name, *nodes).await,
+            Action::DrainToZero { asg_name } => self.resize(asg_name, 0).await,
+            Action::UseTemplate {
+                asg_name,
+                launch_template,
+            } => self
+                .autoscaling
+                .update_auto_scaling_group()
+                .auto_scaling_group_name(asg_name)
+                .launch_template(template(launch_template))
+                .send()
+                .await
+                .map(drop)
+                .map_err(|e| CallError::of("UpdateAutoScalingGroup", e)),
+            Action::Tag { asg_name, tags } => self
+                .autoscaling
+                .create_or_update_tags()
+                .set_tags(Some(tags_of(asg_name, tags)))
+                .send()
+                .await
+                .map(drop)
+                .map_err(|e| CallError::of("CreateOrUpdateTags", e)),
+            Action::Delete { asg_name } => self
+                .autoscaling
+                .delete_auto_scaling_group()
+                .auto_scaling_group_name(asg_name)
+                .send()
+                .await
+                .map(drop)
+                .map_err(|e| CallError::of("DeleteAutoScalingGroup", e)),
+        }
+    }
+
+    async fn create(&self, shape: &Shape) -> Result<(), CallError> {
+        let hook = LifecycleHookSpecification::builder()
+            .lifecycle_hook_name(DRAIN_HOOK)
+            .lifecycle_transition("autoscaling:EC2_INSTANCE_TERMINATING")
+            .heartbeat_timeout(DRAIN_HEARTBEAT_SECS)
+            .default_result("CONTINUE")
+            .build();
+        let mut request = self
+            .autoscaling
+            .create_auto_scaling_group()
+            .auto_scaling_group_name(&shape.asg_name)
+            .launch_template(template(&shape.launch_template))
+            .min_size(size(shape.nodes))
+            .max_size(size(shape.nodes))
+            .desired_capacity(size(shape.nodes))
+            .lifecycle_hook_specification_list(hook)
+            .set_tags(Some(tags_of(&shape.asg_name, &shape.tags)));
+        if !shape.availability_zones.is_empty() {
+            request = request.set_availability_zones(Some(shape.availability_zones.clone()));
+        }
+        if !shape.subnets.is_empty() {
+            request = request.vpc_zone_identifier(shape.subnets.join(","));
+        }
+        request
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| CallError::of("CreateAutoScalingGroup", e))
+    }
+
+    async fn resize(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
+        self.autoscaling
+            .update_auto_scaling_group()
+            .auto_scaling_group_name(asg_name)
+            .min_size(size(nodes))
+            .max_size(size(nodes))
+            .desired_capacity(size(nodes))
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| CallError::of("UpdateAutoScalingGroup", e))
+    }
+
+    /// Lets a drained instance end. One that has already ended is no error.
+    pub async fn complete_drain(
+        &self,
+        asg_name: &str,
+        instance: &InstanceId,
+    ) -> Result<(), CallError> {
+        let completed = self
+            .autoscaling
+            .complete_lifecycle_action()
+            .auto_scaling_group_name(asg_name)
+            .lifecycle_hook_name(DRAIN_HOOK)
+            .instance_id(instance.as_str())
+            .lifecycle_action_result("CONTINUE")
+            .send()
+            .await
+            .map_err(|e| CallError::of("CompleteLifecycleAction", e));
+        match completed {
+            Ok(_) => Ok(()),
+            Err(error) if error.has_code("ValidationError") => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn template(launch_template: &LaunchTemplate) -> LaunchTemplateSpecification {
+    LaunchTemplateSpecification::builder()
+        .launch_template_name(&launch_template.name)
+        .version(launch_template.version.to_string())
+        .build()
+}
+
+fn tags_of(asg_name: &str, tags: &BTreeMap<String, String>) -> Vec<Tag> {
+    tags.iter()
+        .map(|(key, value)| {
+            Tag::builder()
+                .resource_type("auto-scaling-group")
+                .resource_id(asg_name)
+                .key(key)
+                .value(value)
+                .propagate_at_launch(true)
+                .build()
+        })
+        .collect()
+}
+
+/// AWS counts in signed integers; guardrails keep ours far below their end.
+fn size(nodes: u32) -> i32 {
+    i32::try_from(nodes).unwrap_or(i32::MAX)
+}
+
+fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)> {
+    let tags: BTreeMap<String, String> = group
+        .tags()
+        .iter()
+        .filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or("").to_owned())))
+        .collect();
+    let name = GroupName::try_from(tags.get(TAG_GROUP)?.as_str()).ok()?;
+    let launch_template = group.launch_template().and_then(|template| {
+        let name = template.launch_template_name()?.to_owned();
+        Some(LaunchTemplate {
+            name,
+            version: template.version()?.parse().ok()?,
+        })
+    });
+    let instances = group
+        .instances()
+        .iter()
+        .filter_map(|instance| {
+            let id = InstanceId::try_from(instance.instance_id()?).ok()?;
+            let lifecycle = instance
+                .lifecycle_state()
+                .map_or("", |state| state.as_str());
+            let healthy = instance.health_status() != Some("Unhealthy");
+            Some((
+                id,
+                ObservedInstance {
+                    lifecycle: lifecycle.to_owned(),
+                    healthy,
+                },
+            ))
+        })
+        .collect();
+    let count = |n: Option<i32>| u32::try_from(n.unwrap_or(0)).unwrap_or(0);
+    let observed = ObservedGroup {
+        min: count(group.min_size()),
+        max: count(group.max_size()),
+        desired: count(group.desired_capacity()),
+        launch_template,
+        tags,
+        instances,
+        deleting: group
+            .status()
+            .is_some_and(|status| status.contains("Delete")),
+    };
+    Some((name, observed))
+}

@@ -1,0 +1,95 @@
+//! The account agent's configuration file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use outstation_protocol::{AccountId, DataPlane, Region, TenantId};
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub tenant: TenantId,
+    pub account: AccountId,
+    pub region: Region,
+    /// The account store: a folder of the shape of DESIGN's table of prefixes.
+    pub store: PathBuf,
+    /// Its own key, certificate and last known nodes.
+    pub state: PathBuf,
+    #[serde(default)]
+    pub aws: AwsConfig,
+    pub broker: BrokerConfig,
+    pub nodes: NodesConfig,
+    pub callers: CallersConfig,
+    /// How often a quiet account is looked at.
+    #[serde(default = "reconcile_secs")]
+    pub reconcile_secs: u64,
+}
+
+fn reconcile_secs() -> u64 {
+    30
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AwsConfig {
+    /// Instead of AWS's own endpoints, for AutoScaling and STS alike.
+    pub endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// `host:port`; a name is resolved at every dial.
+    pub address: String,
+    pub server_name: String,
+    /// PEM of the broker's root, pinned at install.
+    pub root: PathBuf,
+    pub join_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodesConfig {
+    pub listen: SocketAddr,
+    /// The instances' role: evidence of any other is refused.
+    #[serde(default = "node_role")]
+    pub role: String,
+    /// Its unique id (`AROA…`): a role made again under the same name is another one.
+    pub role_id: Option<String>,
+}
+
+fn node_role() -> String {
+    "outstation-node".to_owned()
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallersConfig {
+    pub listen: SocketAddr,
+    /// Callers present what this file holds; it is created when absent.
+    pub token_file: PathBuf,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("read the configuration {}", path.display()))?;
+        toml::from_str(&text)
+            .with_context(|| format!("understand the configuration {}", path.display()))
+    }
+
+    pub fn data_plane(&self) -> DataPlane {
+        DataPlane {
+            account: self.account.clone(),
+            region: self.region.clone(),
+        }
+    }
+
+    /// Between once a second and once in ten minutes, whatever was written.
+    pub fn reconcile_interval(&self) -> Duration {
+        Duration::from_secs(self.reconcile_secs.clamp(1, 600))
+    }
+}

@@ -1,0 +1,186 @@
+//! What the customer's people allow, read from `guardrails/guardrails.toml` of the account store.
+//! A missing or broken file means: hold everything.
+
+use std::fmt;
+use std::path::Path;
+
+use outstation_protocol::GroupName;
+use serde::Deserialize;
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guardrails {
+    /// AutoScaling groups are called `<prefix><group>`; nothing else is ever touched.
+    pub name_prefix: NamePrefix,
+    pub nodes_per_group_max: u32,
+    pub nodes_total_max: u32,
+    #[serde(default)]
+    pub unsigned_orders: UnsignedOrders,
+    #[serde(default)]
+    pub destroy: DestroyPolicy,
+    #[serde(default)]
+    pub drift: DriftPolicy,
+    /// Stops every mutation until it is taken out again.
+    #[serde(default)]
+    pub pause: bool,
+    pub launch_template: LaunchTemplate,
+    /// Exactly one of the two says where instances are placed.
+    #[serde(default)]
+    pub subnets: Vec<String>,
+    #[serde(default)]
+    pub availability_zones: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NamePrefix(String);
+
+impl TryFrom<String> for NamePrefix {
+    type Error = String;
+    fn try_from(raw: String) -> Result<Self, String> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if (1..=64).contains(&raw.len()) && raw.bytes().all(allowed) {
+            Ok(NamePrefix(raw))
+        } else {
+            Err(format!(
+                "name_prefix {raw:?} is not 1-64 letters, digits, '-' and '_'"
+            ))
+        }
+    }
+}
+
+/// A numeric version: with `$Latest` a new version would slip in unchecked.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchTemplate {
+    pub name: String,
+    pub version: u64,
+}
+
+/// Whether an order without a signature may be accepted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnsignedOrders {
+    #[default]
+    Refuse,
+    /// Only where nothing is at stake.
+    Dev,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DestroyPolicy {
+    #[default]
+    Never,
+    Allow,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftPolicy {
+    #[default]
+    Repair,
+    Report,
+}
+
+/// Why there are no guardrails at present, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoGuardrails(pub String);
+
+impl fmt::Display for NoGuardrails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Guardrails {
+    pub fn read(path: &Path) -> Result<Guardrails, NoGuardrails> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| NoGuardrails(format!("cannot read {}: {e}", path.display())))?;
+        Guardrails::parse(&text)
+            .map_err(|NoGuardrails(why)| NoGuardrails(format!("{}: {why}", path.display())))
+    }
+
+    pub fn parse(text: &str) -> Result<Guardrails, NoGuardrails> {
+        let guardrails: Guardrails =
+            toml::from_str(text).map_err(|e| NoGuardrails(e.to_string().trim().to_owned()))?;
+        if guardrails.subnets.is_empty() == guardrails.availability_zones.is_empty() {
+            let why = "give either subnets or availability_zones";
+            return Err(NoGuardrails(why.to_owned()));
+        }
+        Ok(guardrails)
+    }
+
+    /// The AutoScaling group's name.
+    pub fn asg_name(&self, group: &GroupName) -> String {
+        format!("{}{group}", self.name_prefix.0)
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn sample() -> Guardrails {
+    Guardrails::parse(SAMPLE).expect("the sample is valid")
+}
+
+#[cfg(test)]
+const SAMPLE: &str = r#"
+name_prefix = "outstation-"
+nodes_per_group_max = 40
+nodes_total_max = 60
+unsigned_orders = "dev"
+destroy = "allow"
+availability_zones = ["eu-central-1a"]
+[launch_template]
+name = "outstation-node"
+version = 1
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_is_the_stricter_choice() {
+        let text = SAMPLE.replace("unsigned_orders = \"dev\"\n", "");
+        let text = text.replace("destroy = \"allow\"\n", "");
+        let guardrails = Guardrails::parse(&text).expect("both are optional");
+        assert_eq!(guardrails.unsigned_orders, UnsignedOrders::Refuse);
+        assert_eq!(guardrails.destroy, DestroyPolicy::Never);
+    }
+
+    #[test]
+    fn a_broken_file_is_no_guardrails() {
+        for (broken, words) in [
+            (
+                SAMPLE.replace("version = 1", "version = \"$Latest\""),
+                "version",
+            ),
+            (
+                SAMPLE.replace("nodes_total_max = 60", "nodes_totalmax = 60"),
+                "nodes_totalmax",
+            ),
+            (
+                SAMPLE.replace("outstation-\"", "out:station\""),
+                "name_prefix",
+            ),
+            (
+                SAMPLE.replace("[\"eu-central-1a\"]", "[]"),
+                "either subnets or",
+            ),
+            ("not toml".to_owned(), "expected"),
+        ] {
+            let NoGuardrails(why) = Guardrails::parse(&broken).expect_err(words);
+            assert!(why.contains(words), "{words:?} not in {why:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_names_its_path() {
+        let NoGuardrails(why) =
+            Guardrails::read(Path::new("/nowhere/guardrails.toml")).expect_err("absent");
+        assert!(
+            why.starts_with("cannot read /nowhere/guardrails.toml"),
+            "{why}"
+        );
+    }
+}

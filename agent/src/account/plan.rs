@@ -1,0 +1,339 @@
+//! What to do about the difference between what was ordered and what is there. Pure:
+//! `plan(desired, observed, guardrails, …) -> Plan`; every refused or waiting thing has a reason.
+
+use std::collections::BTreeMap;
+
+use outstation_protocol::model::GroupSpec;
+use outstation_protocol::order::Intent;
+use outstation_protocol::status::Held;
+use outstation_protocol::{GroupName, InstanceId, TenantId};
+
+use super::guardrails::{DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
+use super::ledger::Accepted;
+
+pub const TAG_TENANT: &str = "outstation:tenant";
+pub const TAG_GROUP: &str = "outstation:group";
+pub const TAG_KIND: &str = "outstation:kind";
+pub const TAG_GENERATION: &str = "outstation:generation";
+pub const TAG_ENVIRONMENT: &str = "outstation:environment";
+pub const TAG_BUNDLE: &str = "outstation:bundle";
+pub const TAG_OPTIONS: &str = "outstation:options";
+
+/// The AutoScaling groups that carry our tenant's tag, by server group.
+pub type Observed = BTreeMap<GroupName, ObservedGroup>;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedGroup {
+    pub min: u32,
+    pub max: u32,
+    pub desired: u32,
+    pub launch_template: Option<LaunchTemplate>,
+    pub tags: BTreeMap<String, String>,
+    pub instances: BTreeMap<InstanceId, ObservedInstance>,
+    /// AWS is deleting it already.
+    pub deleting: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedInstance {
+    /// AWS's lifecycle state, such as `InService` or `Terminating:Wait`.
+    pub lifecycle: String,
+    pub healthy: bool,
+}
+
+impl ObservedInstance {
+    pub fn is_leaving(&self) -> bool {
+        self.lifecycle.starts_with("Terminat")
+    }
+}
+
+/// An AutoScaling group as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    pub asg_name: String,
+    pub nodes: u32,
+    pub launch_template: LaunchTemplate,
+    pub tags: BTreeMap<String, String>,
+    pub subnets: Vec<String>,
+    pub availability_zones: Vec<String>,
+}
+
+/// One AWS call. Each may be repeated: a lost reply costs nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Create(Shape),
+    Resize {
+        asg_name: String,
+        nodes: u32,
+    },
+    UseTemplate {
+        asg_name: String,
+        launch_template: LaunchTemplate,
+    },
+    /// The generation is among the tags, so they go last: until then the change is not done.
+    Tag {
+        asg_name: String,
+        tags: BTreeMap<String, String>,
+    },
+    /// ForceDelete would cut off the drains: instances leave first.
+    DrainToZero {
+        asg_name: String,
+    },
+    Delete {
+        asg_name: String,
+    },
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupPlan {
+    pub actions: Vec<Action>,
+    pub held: Vec<Held>,
+    /// What differs although nobody ordered it.
+    pub drift: Vec<String>,
+}
+
+pub type Plan = BTreeMap<GroupName, GroupPlan>;
+
+/// Groups that nobody ordered are not in the plan, whatever their tags say.
+pub fn plan(
+    ledger: &BTreeMap<GroupName, Accepted>,
+    observed: &Observed,
+    guardrails: &Result<Guardrails, NoGuardrails>,
+    tenant: &TenantId,
+    link_live: bool,
+) -> Plan {
+    ledger
+        .iter()
+        .map(|(group, accepted)| {
+            let plan = match guardrails {
+                Ok(guardrails) => {
+                    let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
+                    restrain(plan, accepted, observed.get(group), guardrails, link_live)
+                }
+                Err(NoGuardrails(why)) => GroupPlan {
+                    held: vec![held(
+                        accepted,
+                        "guardrails",
+                        why,
+                        "write guardrails/guardrails.toml in the account store",
+                    )],
+                    ..GroupPlan::default()
+                },
+            };
+            (group.clone(), plan)
+        })
+        .collect()
+}
+
+fn plan_group(
+    accepted: &Accepted,
+    observed: Option<&ObservedGroup>,
+    guardrails: &Guardrails,
+    tenant: &TenantId,
+) -> GroupPlan {
+    let asg_name = guardrails.asg_name(&accepted.order.group);
+    match (&accepted.order.intent, observed) {
+        (Intent::Destroy, None) => GroupPlan::default(),
+        (Intent::Destroy, Some(group)) => {
+            let actions = if group.deleting {
+                vec![]
+            } else if group.max > 0 {
+                vec![Action::DrainToZero { asg_name }]
+            } else if group.instances.is_empty() {
+                vec![Action::Delete { asg_name }]
+            } else {
+                vec![]
+            };
+            GroupPlan {
+                actions,
+                ..GroupPlan::default()
+            }
+        }
+        (Intent::Apply(spec), None) => {
+            let actions = vec![Action::Create(shape(accepted, spec, guardrails, tenant))];
+            GroupPlan {
+                actions,
+                ..GroupPlan::default()
+            }
+        }
+        (Intent::Apply(_), Some(group)) if group.deleting => GroupPlan {
+            held: vec![held(
+                accepted,
+                "deleting",
+                "AWS is still deleting the former AutoScaling group of this name",
+                "nobody has to do anything: it is created again afterwards",
+            )],
+            ..GroupPlan::default()
+        },
+        (Intent::Apply(spec), Some(group)) => {
+            compare(&shape(accepted, spec, guardrails, tenant), group)
+        }
+    }
+}
+
+fn shape(
+    accepted: &Accepted,
+    spec: &GroupSpec,
+    guardrails: &Guardrails,
+    tenant: &TenantId,
+) -> Shape {
+    let order = &accepted.order;
+    let options: Vec<String> = spec
+        .options
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    let mut tags = spec.tags.clone();
+    for (key, value) in [
+        (TAG_TENANT, tenant.to_string()),
+        (TAG_GROUP, order.group.to_string()),
+        (TAG_KIND, spec.kind.to_string()),
+        (TAG_GENERATION, order.generation.to_string()),
+        (TAG_ENVIRONMENT, spec.environment.digest.to_string()),
+        (TAG_BUNDLE, spec.bundle.to_string()),
+        (TAG_OPTIONS, options.join(",")),
+    ] {
+        tags.insert(key.to_owned(), value);
+    }
+    Shape {
+        asg_name: guardrails.asg_name(&order.group),
+        nodes: spec.scaling.nodes_max(),
+        launch_template: guardrails.launch_template.clone(),
+        tags,
+        subnets: guardrails.subnets.clone(),
+        availability_zones: guardrails.availability_zones.clone(),
+    }
+}
+
+fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
+    let mut plan = GroupPlan::default();
+    let mut differences = Vec::new();
+    let asg_name = wanted.asg_name.clone();
+    for (field, is) in [
+        ("min size", observed.min),
+        ("max size", observed.max),
+        ("desired capacity", observed.desired),
+    ] {
+        if is != wanted.nodes {
+            differences.push(format!("{field} {} -> {is}", wanted.nodes));
+        }
+    }
+    if !differences.is_empty() {
+        plan.actions.push(Action::Resize {
+            asg_name: asg_name.clone(),
+            nodes: wanted.nodes,
+        });
+    }
+    if observed.launch_template.as_ref() != Some(&wanted.launch_template) {
+        let is = observed.launch_template.as_ref();
+        differences.push(format!(
+            "launch template {} version {} -> {}",
+            wanted.launch_template.name,
+            wanted.launch_template.version,
+            is.map_or("none".to_owned(), |is| format!(
+                "{} version {}",
+                is.name, is.version
+            ))
+        ));
+        let launch_template = wanted.launch_template.clone();
+        plan.actions.push(Action::UseTemplate {
+            asg_name: asg_name.clone(),
+            launch_template,
+        });
+    }
+    let tags: BTreeMap<String, String> = wanted
+        .tags
+        .iter()
+        .filter(|(key, value)| observed.tags.get(*key) != Some(*value))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    for (key, value) in &tags {
+        let is = observed.tags.get(key).map_or("none", String::as_str);
+        differences.push(format!("tag {key} {value:?} -> {is:?}"));
+    }
+    if !tags.is_empty() {
+        plan.actions.push(Action::Tag { asg_name, tags });
+    }
+    let generation = |tags: &BTreeMap<String, String>| tags.get(TAG_GENERATION).cloned();
+    if generation(&observed.tags) == generation(&wanted.tags) {
+        plan.drift = differences;
+    }
+    plan
+}
+
+/// Takes out of a plan what may not be done now, and says why.
+fn restrain(
+    mut plan: GroupPlan,
+    accepted: &Accepted,
+    observed: Option<&ObservedGroup>,
+    guardrails: &Guardrails,
+    link_live: bool,
+) -> GroupPlan {
+    if plan.actions.is_empty() {
+        return plan;
+    }
+    let is_drift = !plan.drift.is_empty();
+    if is_drift && guardrails.drift == DriftPolicy::Report {
+        plan.actions.clear();
+        return plan;
+    }
+    if guardrails.pause {
+        plan.actions.clear();
+        plan.held.push(held(
+            accepted,
+            "pause",
+            "the account's guardrails say pause = true",
+            "whoever may write guardrails/ in the account store can end the pause",
+        ));
+        return plan;
+    }
+    let present = observed.map_or(0, |group| group.desired);
+    plan.actions.retain(|action| {
+        // What follows a held action is held with it: the generation's tag must not be early.
+        if !plan.held.is_empty() {
+            return false;
+        }
+        let (nodes, destroys) = match action {
+            Action::Create(shape) => (shape.nodes, false),
+            Action::Resize { nodes, .. } => (*nodes, false),
+            Action::DrainToZero { .. } | Action::Delete { .. } => (0, true),
+            Action::UseTemplate { .. } | Action::Tag { .. } => return true,
+        };
+        if nodes > guardrails.nodes_per_group_max && nodes > present {
+            plan.held.push(held(
+                accepted,
+                "nodes_per_group_max",
+                &format!(
+                    "{nodes} nodes: more than nodes_per_group_max {} of the account's guardrails",
+                    guardrails.nodes_per_group_max
+                ),
+                "whoever may write guardrails/ in the account store can raise it",
+            ));
+            return false;
+        }
+        if (destroys || nodes < present) && !link_live {
+            plan.held.push(held(
+                accepted,
+                "offline",
+                &format!("{present} -> {nodes} nodes: capacity is not lowered without the broker"),
+                "it goes on by itself when the control link is back",
+            ));
+            return false;
+        }
+        true
+    });
+    plan
+}
+
+fn held(accepted: &Accepted, rule: &str, message: &str, hint: &str) -> Held {
+    Held {
+        generation: Some(accepted.order.generation),
+        rule: rule.to_owned(),
+        message: message.to_owned(),
+        hint: hint.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

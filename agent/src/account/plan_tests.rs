@@ -1,0 +1,296 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::account::guardrails;
+use crate::account::testing::{group, identity, ledger_of, order, spec};
+
+/// `a` as ordered with `nodes`, with the tags of `generation`.
+fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
+    let order = order("a", 1, None, Intent::Apply(spec(nodes)));
+    let accepted = ledger_of(&[order])[&group("a")].clone();
+    let shape = shape(
+        &accepted,
+        &spec(nodes),
+        &guardrails::sample(),
+        &identity().tenant,
+    );
+    let mut tags = shape.tags;
+    tags.insert(TAG_GENERATION.to_owned(), generation.to_string());
+    ObservedGroup {
+        min: nodes,
+        max: nodes,
+        desired: nodes,
+        launch_template: Some(shape.launch_template),
+        tags,
+        instances: (0..nodes)
+            .map(|n| {
+                let id = InstanceId::try_from(format!("i-{n:017x}")).expect("valid");
+                (
+                    id,
+                    ObservedInstance {
+                        lifecycle: "InService".to_owned(),
+                        healthy: true,
+                    },
+                )
+            })
+            .collect(),
+        deleting: false,
+    }
+}
+
+/// The plan for the one group `a`, in words.
+fn words(
+    intent: Intent,
+    generation: u64,
+    observed: Option<ObservedGroup>,
+    guardrails: Guardrails,
+    link_live: bool,
+) -> String {
+    let parent = (generation > 1).then(|| outstation_protocol::Digest::of(b"parent"));
+    let ledger = ledger_of(&[order("a", generation, parent, intent)]);
+    let observed: Observed = observed.into_iter().map(|o| (group("a"), o)).collect();
+    let mut plan = plan(
+        &ledger,
+        &observed,
+        &Ok(guardrails),
+        &identity().tenant,
+        link_live,
+    );
+    let plan = plan
+        .remove(&group("a"))
+        .expect("every group of the ledger has a plan");
+    let mut words: Vec<String> = plan
+        .actions
+        .iter()
+        .map(|action| match action {
+            Action::Create(shape) => format!("create {} {}", shape.asg_name, shape.nodes),
+            Action::Resize { nodes, .. } => format!("resize {nodes}"),
+            Action::UseTemplate {
+                launch_template, ..
+            } => {
+                format!("template {}", launch_template.version)
+            }
+            Action::Tag { tags, .. } => format!("tag {}", tags.len()),
+            Action::DrainToZero { .. } => "drain".to_owned(),
+            Action::Delete { .. } => "delete".to_owned(),
+        })
+        .collect();
+    words.extend(
+        plan.held
+            .iter()
+            .map(|held| format!("held by {}", held.rule)),
+    );
+    words.extend(plan.drift.iter().map(|drift| format!("drift {drift}")));
+    words.join("; ")
+}
+
+#[test]
+fn what_was_ordered_is_brought_about_step_by_step() {
+    let rails = guardrails::sample;
+    let with = |change: fn(&mut ObservedGroup)| {
+        let mut observed = as_ordered(3, 1);
+        change(&mut observed);
+        Some(observed)
+    };
+    for (name, intent, generation, observed, wanted) in [
+        (
+            "new",
+            Intent::Apply(spec(3)),
+            1,
+            None,
+            "create outstation-a 3",
+        ),
+        (
+            "as ordered",
+            Intent::Apply(spec(3)),
+            1,
+            Some(as_ordered(3, 1)),
+            "",
+        ),
+        (
+            "grow",
+            Intent::Apply(spec(5)),
+            2,
+            Some(as_ordered(3, 1)),
+            "resize 5; tag 1",
+        ),
+        (
+            "shrink",
+            Intent::Apply(spec(2)),
+            2,
+            Some(as_ordered(3, 1)),
+            "resize 2; tag 1",
+        ),
+        (
+            "desired changed by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| {
+                o.max = 5;
+                o.desired = 5;
+            }),
+            "resize 3; drift max size 3 -> 5; drift desired capacity 3 -> 5",
+        ),
+        (
+            "a tag changed by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| {
+                o.tags.remove(TAG_KIND);
+            }),
+            "tag 1; drift tag outstation:kind \"transform\" -> \"none\"",
+        ),
+        (
+            "tombstone: drain first",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            "drain",
+        ),
+        (
+            "tombstone: instances are leaving",
+            Intent::Destroy,
+            2,
+            with(|o| (o.min, o.max, o.desired) = (0, 0, 0)),
+            "",
+        ),
+        (
+            "tombstone: empty",
+            Intent::Destroy,
+            2,
+            with(|o| {
+                (o.min, o.max, o.desired) = (0, 0, 0);
+                o.instances.clear();
+            }),
+            "delete",
+        ),
+        (
+            "tombstone: being deleted",
+            Intent::Destroy,
+            2,
+            with(|o| o.deleting = true),
+            "",
+        ),
+        ("tombstone: gone", Intent::Destroy, 2, None, ""),
+        (
+            "again while the old one is deleted",
+            Intent::Apply(spec(3)),
+            3,
+            with(|o| o.deleting = true),
+            "held by deleting",
+        ),
+    ] {
+        assert_eq!(
+            words(intent, generation, observed, rails(), true),
+            wanted,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_may_not_be_done_is_held_with_its_rule() {
+    let mut lowered = guardrails::sample();
+    lowered.nodes_per_group_max = 4;
+    let mut paused = guardrails::sample();
+    paused.pause = true;
+    let mut report = guardrails::sample();
+    report.drift = DriftPolicy::Report;
+    let mut by_hand = as_ordered(3, 1);
+    by_hand.desired = 2;
+    by_hand.min = 2;
+    for (name, intent, generation, observed, rails, live, wanted) in [
+        (
+            "ceiling lowered after acceptance",
+            Intent::Apply(spec(5)),
+            2,
+            Some(as_ordered(3, 1)),
+            lowered.clone(),
+            true,
+            "held by nodes_per_group_max",
+        ),
+        (
+            "above the ceiling already, but shrinking",
+            Intent::Apply(spec(5)),
+            2,
+            Some(as_ordered(8, 1)),
+            lowered,
+            true,
+            "resize 5; tag 1",
+        ),
+        (
+            "offline: no shrinking",
+            Intent::Apply(spec(2)),
+            2,
+            Some(as_ordered(3, 1)),
+            guardrails::sample(),
+            false,
+            "held by offline",
+        ),
+        (
+            "offline: no end",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            guardrails::sample(),
+            false,
+            "held by offline",
+        ),
+        (
+            "offline: drift that lowered is repaired",
+            Intent::Apply(spec(3)),
+            1,
+            Some(by_hand.clone()),
+            guardrails::sample(),
+            false,
+            "resize 3; drift min size 3 -> 2; drift desired capacity 3 -> 2",
+        ),
+        (
+            "pause",
+            Intent::Apply(spec(5)),
+            2,
+            Some(as_ordered(3, 1)),
+            paused,
+            true,
+            "held by pause",
+        ),
+        (
+            "drift is only reported",
+            Intent::Apply(spec(3)),
+            1,
+            Some(by_hand),
+            report,
+            true,
+            "drift min size 3 -> 2; drift desired capacity 3 -> 2",
+        ),
+    ] {
+        assert_eq!(
+            words(intent, generation, observed, rails, live),
+            wanted,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_group_that_nobody_ordered_is_left_alone() {
+    let observed: Observed = [(group("stranger"), as_ordered(3, 1))].into();
+    let plan = plan(
+        &BTreeMap::new(),
+        &observed,
+        &Ok(guardrails::sample()),
+        &identity().tenant,
+        true,
+    );
+    assert!(plan.is_empty());
+}
+
+#[test]
+fn without_guardrails_nothing_moves() {
+    let ledger = ledger_of(&[order("a", 1, None, Intent::Apply(spec(3)))]);
+    let none = Err(NoGuardrails("cannot read it".to_owned()));
+    let plan = plan(&ledger, &Observed::new(), &none, &identity().tenant, true);
+    let plan = &plan[&group("a")];
+    assert!(plan.actions.is_empty());
+    assert_eq!(plan.held[0].message, "cannot read it");
+}

@@ -1,0 +1,251 @@
+//! The loop that brings AWS to what was ordered: look, plan, act, tell. One stuck group never
+//! blocks another; a call that failed is repeated with a growing delay.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outstation_protocol::session::Answer;
+use outstation_protocol::status::Held;
+use outstation_protocol::{Digest, GroupName};
+use tokio_util::sync::CancellationToken;
+
+use super::aws::{Aws, CallError};
+use super::ledger::Accepted;
+use super::plan::{Action, GroupPlan, Observed, plan};
+use super::shared::{Shared, lock};
+use super::status::{Memory, assess};
+use crate::clock;
+
+/// Looks are at least so far apart, however much happens: one account shares its API budget.
+const LOOK_MIN: Duration = Duration::from_millis(200);
+/// While something is under way.
+const LOOK_BUSY: Duration = Duration::from_secs(1);
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(120);
+
+/// When a group whose call failed may be tried again.
+struct Backoff {
+    attempts: u32,
+    until: Instant,
+}
+
+pub struct Reconciler {
+    shared: Arc<Shared>,
+    aws: Aws,
+    memories: BTreeMap<GroupName, Memory>,
+    backoffs: BTreeMap<GroupName, Backoff>,
+}
+
+impl Reconciler {
+    pub fn new(shared: Arc<Shared>, aws: Aws) -> Reconciler {
+        Reconciler {
+            shared,
+            aws,
+            memories: BTreeMap::new(),
+            backoffs: BTreeMap::new(),
+        }
+    }
+
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut failures = 0;
+        loop {
+            let settled = match self.look().await {
+                Ok(settled) => {
+                    failures = 0;
+                    settled
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(%error, failures, "AWS cannot be looked at; what is there goes on");
+                    self.tell_blind(&error);
+                    false
+                }
+            };
+            let pause = if failures > 0 {
+                backoff(failures)
+            } else if settled {
+                self.shared.config.reconcile_interval()
+            } else {
+                LOOK_BUSY
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.shared.look.notified() => {
+                    tokio::select! {
+                        () = shutdown.cancelled() => return,
+                        () = tokio::time::sleep(LOOK_MIN) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// One look and what follows from it. True when every group is as ordered.
+    async fn look(&mut self) -> Result<bool, CallError> {
+        let guardrails = self.shared.refresh_guardrails();
+        let observed = match &guardrails {
+            Ok(guardrails) => {
+                self.aws
+                    .observe(&self.shared.identity.tenant, guardrails)
+                    .await?
+            }
+            // Without the prefix nothing tells ours from others; what was last seen is kept.
+            Err(_) => lock(&self.shared.observed).clone(),
+        };
+        lock(&self.shared.observed).clone_from(&observed);
+        self.shared
+            .update_registry(|registry| registry.forget_missing(&observed));
+
+        let accepted = lock(&self.shared.ledger).accepted().clone();
+        let live = *self.shared.link_live.borrow();
+        let tenant = &self.shared.identity.tenant;
+        let plans = plan(&accepted, &observed, &guardrails, tenant, live);
+        for (group, plan) in &plans {
+            self.act(group, &accepted[group], plan).await;
+        }
+        Ok(self.tell(&accepted, &plans, &observed))
+    }
+
+    async fn act(&mut self, group: &GroupName, accepted: &Accepted, plan: &GroupPlan) {
+        let now = clock::now();
+        let memory = self.memories.entry(group.clone()).or_default();
+        if plan.actions.is_empty() {
+            memory.note_drift(&plan.drift, false, clock::unix_secs());
+            memory.failure = None;
+            self.backoffs.remove(group);
+            return;
+        }
+        if self
+            .backoffs
+            .get(group)
+            .is_some_and(|backoff| now < backoff.until)
+        {
+            return;
+        }
+        for action in &plan.actions {
+            if let Err(failure) = perform(&self.shared, &self.aws, group, accepted, action).await {
+                let attempts = self.backoffs.get(group).map_or(0, |b| b.attempts) + 1;
+                tracing::warn!(%group, generation = %accepted.order.generation, attempts,
+                    error = %failure.message, "an action failed; it is tried again");
+                memory.failure = Some(failure);
+                let until = clock::now() + backoff(attempts);
+                self.backoffs
+                    .insert(group.clone(), Backoff { attempts, until });
+                return;
+            }
+        }
+        memory.note_drift(&plan.drift, true, clock::unix_secs());
+        memory.failure = None;
+        self.backoffs.remove(group);
+        // What was just done shows at the next look.
+        self.shared.look.notify_one();
+    }
+
+    /// Tells what every group looks like. True when all are as ordered.
+    fn tell(
+        &mut self,
+        accepted: &BTreeMap<GroupName, Accepted>,
+        plans: &BTreeMap<GroupName, GroupPlan>,
+        observed: &Observed,
+    ) -> bool {
+        let now = clock::unix_secs();
+        let mut settled = true;
+        let mut answers = BTreeMap::new();
+        for (group, plan) in plans {
+            let observed = observed.get(group);
+            let instances = observed.map(|o| o.instances.clone()).unwrap_or_default();
+            let nodes = self.shared.registry().statuses(group, &instances);
+            let memory = self.memories.entry(group.clone()).or_default();
+            let order = &accepted[group];
+            let before = memory.phase.map(|(phase, _)| phase);
+            let (status, converged) = assess(group, order, plan, observed, nodes, memory, now);
+            if before != Some(status.phase) {
+                tracing::info!(%group, generation = %order.order.generation,
+                    phase = %status.phase, reason = %status.reason, "phase");
+            }
+            settled &= converged.is_some();
+            answers.insert(group.clone(), answers_of(order, converged, status));
+        }
+        publish(&self.shared, answers);
+        settled
+    }
+
+    /// AWS does not answer: says so in every group's status, and leaves the rest as it was.
+    fn tell_blind(&self, error: &CallError) {
+        let failure = error.clone().into_held();
+        let mut answers = self.shared.answers.borrow().clone();
+        for answer in answers.values_mut().flatten() {
+            if let Answer::Status(status) = answer
+                && !status.held.iter().any(|held| same_call(held, &failure))
+            {
+                status.held.retain(|held| held.rule != failure.rule);
+                status.held.push(failure.clone());
+            }
+        }
+        publish(&self.shared, answers);
+    }
+}
+
+fn same_call(a: &Held, b: &Held) -> bool {
+    (&a.rule, &a.hint) == (&b.rule, &b.hint)
+}
+
+/// Only if the account store still holds this order as the newest: another agent may have moved on.
+async fn perform(
+    shared: &Shared,
+    aws: &Aws,
+    group: &GroupName,
+    accepted: &Accepted,
+    action: &Action,
+) -> Result<(), Held> {
+    let newest = lock(&shared.ledger).is_newest(group, accepted.digest);
+    let held = |message: String| Held {
+        generation: Some(accepted.order.generation),
+        rule: "account_store".to_owned(),
+        message,
+        hint: "look at state/orders/ of the account store".to_owned(),
+    };
+    match newest {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(held(
+                "the account store holds another order by now".to_owned(),
+            ));
+        }
+        Err(error) => return Err(held(error.to_string())),
+    }
+    tracing::info!(%group, generation = %accepted.order.generation, ?action, "apply");
+    aws.apply(action).await.map_err(CallError::into_held)
+}
+
+fn answers_of(
+    accepted: &Accepted,
+    converged: Option<Digest>,
+    status: outstation_protocol::status::GroupStatus,
+) -> Vec<Answer> {
+    let generation = accepted.order.generation;
+    let mut answers = Vec::new();
+    answers.extend(converged.map(|observed| Answer::Converged {
+        generation,
+        observed,
+    }));
+    answers.push(Answer::Status(status));
+    answers
+}
+
+fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) {
+    shared.answers.send_if_modified(|current| {
+        let differs = *current != answers;
+        *current = answers;
+        differs
+    });
+}
+
+fn backoff(attempts: u32) -> Duration {
+    let doubled = RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10));
+    doubled
+        .min(RETRY_MAX)
+        .mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}

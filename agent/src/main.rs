@@ -1,0 +1,95 @@
+//! `outstation-agent account` governs one data plane; `outstation-agent node` runs on an instance.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use outstation_agent::account::{self, config::Config};
+use outstation_agent::node::{self, NodeArgs};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(name = "outstation-agent", version, about)]
+struct Args {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Reconcile the server groups of one AWS account and region, and serve its nodes.
+    Account {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Run on an instance: fetch what its tags name, and supervise its server.
+    Node(NodeArgs),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match run(args.role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            eprintln!("hint: {}", hint(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(role: Role) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        cancel_on_signal(shutdown.clone()).context("listen for signals")?;
+        match role {
+            Role::Account { config } => account::run(Config::load(&config)?, shutdown).await,
+            Role::Node(args) => node::run(args, shutdown).await,
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    ended
+}
+
+fn cancel_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}
+
+/// What to do about the commonest ends.
+fn hint(error: &anyhow::Error) -> &'static str {
+    let text = format!("{error:#}").to_lowercase();
+    if text.contains("address already in use") {
+        "another process listens there: stop it, or change the address in the configuration"
+    } else if text.contains("configuration") {
+        "compare the file with the example in docs/ARCHITECTURE.md"
+    } else if text.contains("belong to account") {
+        "use credentials of the configured account, or correct account in the configuration"
+    } else if text.contains("ledger") || text.contains("damaged") {
+        "nothing was changed; restore the named file of the account store from a version before"
+    } else if text.contains("permission denied") {
+        "run the agent as the user that owns its folders"
+    } else {
+        "RUST_LOG=debug shows more"
+    }
+}
