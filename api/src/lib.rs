@@ -1,6 +1,8 @@
 //! The gRPC surfaces, generated from `proto/`: the broker's admin API, the account agent's
 //! endpoints for callers, and the transform servers' data path.
 
+pub mod codec;
+
 pub mod admin {
     tonic::include_proto!("outstation.admin.v1");
 }

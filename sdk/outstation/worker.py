@@ -199,8 +199,14 @@ def _die_with_the_server() -> None:
 
 
 def _take_socket(descriptor: int) -> socket.socket:
-    """The inherited socket, closed to the children of user code."""
+    """The inherited socket, closed to the children of user code. The server passes it as
+    descriptor 0: that becomes /dev/null, or a function that reads its input would read our frames."""
     sock = socket.socket(fileno=descriptor)
+    if descriptor <= 2:
+        sock = socket.socket(fileno=os.dup(sock.detach()))
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor)
+        os.close(null)
     sock.set_inheritable(False)
     sock.setblocking(True)
     return sock

@@ -1,0 +1,361 @@
+//! The server as a whole: listeners, connections, workers, and how all of it ends.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
+use tracing::{debug, info, warn};
+
+use crate::admission;
+use crate::clock;
+use crate::deadline::Limits;
+use crate::health::HealthService;
+use crate::logs::Logs;
+use crate::options::Options;
+use crate::pool::Pool;
+use crate::reflection;
+use crate::service::Front;
+use crate::spawn::{Entry, Spawner, WorkerSpec};
+use crate::supervise::Supervisor;
+
+/// A caller needs one or a few; a fleet of callers with a few thousand members still fits. One costs
+/// some 50 KiB here.
+const CONNECTIONS_MAX: usize = 4096;
+/// Above what the queue holds, so that the queue decides what is refused.
+const STREAMS_MAX: u32 = 2048;
+/// Enough for a request at the default frame size to arrive without waiting for a window update.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// A caller that has vanished without a word is noticed after two of these.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// After the last answer, how long connections may take to close before they are cut.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("there is no Python interpreter at {python}")]
+    Python { python: PathBuf },
+    #[error("there is no bundle folder at {bundle}")]
+    Bundle { bundle: PathBuf },
+    #[error("cannot make a folder for the workers")]
+    Home { source: io::Error },
+    #[error("cannot start a thread")]
+    Thread { source: io::Error },
+    #[error("the reflection service cannot be built")]
+    Reflection {
+        source: tonic_reflection::server::Error,
+    },
+}
+
+impl StartError {
+    /// What a person can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "another process listens there: choose another --listen address, or end that process"
+            }
+            StartError::Listen { .. } => {
+                "--listen takes an address of this machine and a port, such as 127.0.0.1:7400"
+            }
+            StartError::Python { .. } => {
+                "--python takes the path of the environment's interpreter, such as …/bin/python"
+            }
+            StartError::Bundle { .. } => {
+                "--bundle takes the folder that the bundle was unpacked to"
+            }
+            StartError::Home { .. } => "the temporary folder must be writable (TMPDIR)",
+            StartError::Thread { .. } => {
+                "the machine's limit of processes may be reached (ulimit -u)"
+            }
+            StartError::Reflection { .. } => "this is a defect of the program",
+        }
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+/// Bound to its addresses; nothing runs yet.
+pub struct Server {
+    options: Options,
+    listeners: Vec<Listener>,
+    pool: Arc<Pool>,
+    supervisor: Arc<Supervisor>,
+    front: Front,
+    /// Ends health watches.
+    end_watches: CancellationToken,
+    _home: tempfile::TempDir,
+}
+
+impl Server {
+    /// Must be called inside a tokio runtime.
+    pub async fn bind(options: Options) -> Result<Server, StartError> {
+        if !is_executable(&options.python) {
+            return Err(StartError::Python {
+                python: options.python,
+            });
+        }
+        if !options.bundle.is_dir() {
+            return Err(StartError::Bundle {
+                bundle: options.bundle,
+            });
+        }
+        let mut listeners = Vec::new();
+        if let Some(address) = options.listen {
+            let source = TcpListener::bind(address).await;
+            let tcp = source.map_err(|source| StartError::Listen {
+                address: address.to_string(),
+                source,
+            })?;
+            listeners.push(Listener::Tcp(tcp));
+        }
+        if let Some(path) = &options.unix {
+            let bound = bind_unix(path).await;
+            let address = path.display().to_string();
+            listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
+        }
+
+        let home = tempfile::Builder::new()
+            .prefix("outstation-workers-")
+            .tempdir();
+        let home = home.map_err(|source| StartError::Home { source })?;
+        let pool = Pool::new(admission::Config::default());
+        let supervisor = Supervisor {
+            pool: pool.clone(),
+            spec: WorkerSpec {
+                python: options.python.clone(),
+                bundle: absolute(&options.bundle),
+                python_path: options.python_path.as_deref().map(absolute),
+                home: home.path().to_owned(),
+                entry: options
+                    .worker_script
+                    .clone()
+                    .map_or(Entry::Sdk, |script| Entry::Script(absolute(&script))),
+            },
+            spawner: Spawner::start().map_err(|source| StartError::Thread { source })?,
+            logs: Logs::start().map_err(|source| StartError::Thread { source })?,
+            start_max: Duration::from_secs(options.start_secs),
+            stop: CancellationToken::new(),
+        };
+        let end_watches = CancellationToken::new();
+        let health = HealthServer::new(HealthService::new(pool.serving(), end_watches.clone()));
+        let reflection =
+            reflection::service().map_err(|source| StartError::Reflection { source })?;
+        let limits = Limits {
+            default: Duration::from_secs(10),
+            max: Duration::from_secs(options.deadline_max_secs),
+        };
+        let front = Front::new(
+            pool.clone(),
+            limits,
+            Routes::new(health).add_service(reflection),
+        );
+        Ok(Server {
+            options,
+            listeners,
+            pool,
+            supervisor: Arc::new(supervisor),
+            front,
+            end_watches,
+            _home: home,
+        })
+    }
+
+    /// Where it listens; the port is the real one when 0 was asked for.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(|listener| match listener {
+            Listener::Tcp(tcp) => tcp.local_addr().ok(),
+            Listener::Unix(..) => None,
+        })
+    }
+
+    /// Serves until `shutdown`, then drains: refuses what is new, answers what was taken, closes
+    /// connections, ends the workers. Bounded by `drain_secs` and a second.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let close = CancellationToken::new();
+        let connections = TaskTracker::new();
+        let background = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        for listener in self.listeners {
+            let accept = accept(
+                listener,
+                self.front.clone(),
+                places.clone(),
+                connections.clone(),
+                close.clone(),
+            );
+            background.spawn(accept);
+        }
+        let timer = self.pool.clone();
+        let timer = background.spawn(async move { timer.run_timer().await });
+        for _ in 0..self.options.workers {
+            background.spawn(self.supervisor.clone().run_slot());
+        }
+        let announce = background.spawn(announce(self.pool.clone()));
+
+        shutdown.await;
+
+        let drain_until =
+            Instant::from_std(clock::now()) + Duration::from_secs(self.options.drain_secs);
+        info!(secs_max = self.options.drain_secs, "draining");
+        self.pool.drain();
+        if timeout_at(drain_until, self.pool.drained()).await.is_err() {
+            warn!("calls were still running at the end of the drain; they are answered ABORTED");
+            self.pool.abandon();
+        }
+        self.end_watches.cancel();
+        close.cancel();
+        connections.close();
+        if timeout(CLOSE_MAX, connections.wait()).await.is_err() {
+            debug!("some connections did not close in time");
+        }
+        self.supervisor.stop.cancel();
+        timer.abort();
+        announce.abort();
+        background.close();
+        background.wait().await;
+        info!("stopped");
+    }
+}
+
+/// One line whenever calls begin or cease to be taken.
+async fn announce(pool: Arc<Pool>) {
+    let mut serving = pool.serving();
+    let mut last = None;
+    while serving.changed().await.is_ok() {
+        let now = serving.borrow_and_update().clone();
+        if last.as_ref() != Some(&now.open) {
+            match &now.open {
+                Ok(()) => info!(
+                    targets = now.targets.as_ref().map_or(0, |targets| targets.count()),
+                    "serving"
+                ),
+                Err(reason) => warn!(%reason, "not serving"),
+            }
+            last = Some(now.open);
+        }
+    }
+}
+
+async fn accept(
+    listener: Listener,
+    front: Front,
+    places: Arc<Semaphore>,
+    connections: TaskTracker,
+    close: CancellationToken,
+) {
+    loop {
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            () = close.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = async {
+                match &listener {
+                    Listener::Tcp(tcp) => tcp.accept().await.map(|(stream, _)| Accepted::Tcp(stream)),
+                    Listener::Unix(unix, _) => unix.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+                }
+            } => accepted,
+            () = close.cancelled() => break,
+        };
+        match accepted {
+            Ok(Accepted::Tcp(stream)) => {
+                // Answers are small: waiting to fill a segment would only delay them.
+                let _ = stream.set_nodelay(true);
+                connections.spawn(serve(stream, front.clone(), close.clone(), place));
+            }
+            Ok(Accepted::Unix(stream)) => {
+                connections.spawn(serve(stream, front.clone(), close.clone(), place));
+            }
+            Err(error) => {
+                // Out of descriptors, or the caller left while queued. The former needs a moment.
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    if let Listener::Unix(_, path) = &listener {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+enum Accepted {
+    Tcp(tokio::net::TcpStream),
+    Unix(UnixStream),
+}
+
+async fn serve<S>(stream: S, front: Front, close: CancellationToken, _place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), front));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = close.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection ended");
+    }
+}
+
+async fn bind_unix(path: &Path) -> io::Result<Listener> {
+    match UnixListener::bind(path) {
+        // Left behind by a server that was killed: nobody answers there.
+        Err(error)
+            if error.kind() == io::ErrorKind::AddrInUse
+                && UnixStream::connect(path).await.is_err() =>
+        {
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+    .map(|listener| Listener::Unix(listener, path.to_owned()))
+}
+
+fn is_executable(python: &Path) -> bool {
+    use nix::unistd::{AccessFlags, access};
+    let executable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    if python.components().count() > 1 {
+        return executable(python);
+    }
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| executable(&dir.join(python))))
+}
+
+/// Workers run in a folder of their own, so relative paths would mean something else there.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
