@@ -338,9 +338,11 @@ def encode_field(name: str, value: Any, depth: int = 0) -> bytes:
     )
 
 
-def double_prefix(name: str) -> bytes:
-    """What comes before the eight bytes of a field that is a double."""
-    return encode_field(name, 0.0)[:-8]
+def field_prefix(name: str, tag: bytes, length: int) -> bytes:
+    """What comes before the content of a field, if that is a value of `tag` and has `length` bytes."""
+    key = _delimited(b"\x0a", _utf8(name))
+    value = b"\x12" + varint(len(tag) + length) + tag
+    return b"\x0a" + varint(len(key) + len(value) + length) + key + value
 
 
 def encode_result(fields: bytes) -> bytes:

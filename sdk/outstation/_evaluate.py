@@ -12,11 +12,11 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
 from . import _codec
 from ._checks import shown
-from ._codec import FUNCTION, INPUT, OUTPUT, CodecError, RowFailure
+from ._codec import FUNCTION, INPUT, INT64_MAX, INT64_MIN, OUTPUT, CodecError, RowFailure
 from ._declarations import RealtimeFeatureView
 from ._errors import is_ours
-from ._values import Convert, Mismatch, converter, exact
-from .types import DataType, Float64, Int64, String
+from ._values import Convert, Mismatch, Never, converter, exact_decoded
+from .types import Bool, DataType, Float64, Int64
 
 KINDS = {INPUT: "input", FUNCTION: "function", OUTPUT: "output"}
 
@@ -59,7 +59,7 @@ class Evaluator:
         self._function = view.function
         self._folder = folder
         self._sources = [
-            [(field.name, exact(field.dtype), converter(field.dtype)) for field in source.schema]
+            [(f.name, exact_decoded(f.dtype), converter(f.dtype)) for f in source.schema]
             for source in view.sources
         ]
         self._types = {f.name: f.dtype for source in view.sources for f in source.schema}
@@ -84,7 +84,9 @@ class Evaluator:
 
     def values(self, sources: Sequence[Mapping[str, Any]]) -> Dict[str, Any]:
         """The features as Python values, from one dict for each source. Raises `Failed`."""
-        arguments = [self._source(spec, given) for spec, given in zip(self._sources, sources)]
+        # Values from a person are all looked at; those that the codec decoded have their types.
+        specs = [[(name, Never, convert) for name, _, convert in spec] for spec in self._sources]
+        arguments = [self._source(spec, given) for spec, given in zip(specs, sources)]
         result = self._shape(self._call(arguments, True))
         try:
             return {name: convert(result[name]) for name, convert in self._converters}
@@ -95,7 +97,7 @@ class Evaluator:
         return [self._source(spec, row) for spec in self._sources]
 
     def _source(
-        self, spec: List[Tuple[str, type, Convert]], row: Mapping[str, Any]
+        self, spec: Sequence[Tuple[str, type, Convert]], row: Mapping[str, Any]
     ) -> Dict[str, Any]:
         values: Dict[str, Any] = {}
         name = ""
@@ -217,26 +219,42 @@ def run_locally(
 def _encoder(key: str, dtype: DataType) -> Callable[[Any], bytes]:
     """Value to the bytes of the row's field `key`. Raises `Mismatch` or `CodecError`."""
     convert = converter(dtype)
-    encode_field = _codec.encode_field
+    encode_field, varint, prefix = _codec.encode_field, _codec.varint, _codec.field_prefix
+    null = encode_field(key, None)
 
     def general(value: Any) -> bytes:
         return encode_field(key, convert(value))
 
     if dtype == Float64:
-        prefix, pack = _codec.double_prefix(key), _codec.pack_double
+        double, pack = prefix(key, b"\x19", 8), _codec.pack_double
 
-        def double(value: Any) -> bytes:
-            return prefix + pack(value) if type(value) is float else general(value)
+        def encode_double(value: Any) -> bytes:
+            if type(value) is float:
+                return double + pack(value)
+            return null if value is None else general(value)
 
-        return double
-    if dtype in (Int64, String):
-        fits = int if dtype == Int64 else str
+        return encode_double
+    if dtype == Bool:
+        true, false = encode_field(key, True), encode_field(key, False)
 
-        def plain(value: Any) -> bytes:
-            # The codec itself checks the range of an integer, and that a string is UTF-8.
-            return encode_field(key, value if type(value) is fits else convert(value))
+        def encode_bool(value: Any) -> bytes:
+            if value is True:
+                return true
+            if value is False:
+                return false
+            return null if value is None else general(value)
 
-        return plain
+        return encode_bool
+    if dtype == Int64:
+        by_length = [prefix(key, b"\x10", length) for length in range(11)]
+
+        def encode_int(value: Any) -> bytes:
+            if type(value) is int and INT64_MIN <= value <= INT64_MAX:
+                raw = varint((value << 1) ^ (value >> 63))
+                return by_length[len(raw)] + raw
+            return null if value is None else general(value)
+
+        return encode_int
     return general
 
 

@@ -99,8 +99,7 @@ def load(folder: str, entering: Callable[[str], None] = lambda name: None) -> Lo
     """Imports the declarations of `folder`. A file that fails takes only its own with it."""
     folder = os.path.abspath(folder)
     names = files(folder)
-    # First on the path, and in place of the working directory that `python -m` puts there.
-    sys.path[:] = [folder] + [p for p in sys.path if p not in ("", os.getcwd(), folder)]
+    _put_first(folder)
     importlib.invalidate_caches()
     loaded = Loaded(folder)
     for name in names:
@@ -113,6 +112,14 @@ def load(folder: str, entering: Callable[[str], None] = lambda name: None) -> Lo
                 continue
         loaded.declarations.extend(declared)
     return loaded
+
+
+def _put_first(folder: str) -> None:
+    """On the import path, in place of the working directory that `python -m` puts there."""
+    path = [entry for entry in sys.path if entry != folder]
+    if path and path[0] in ("", os.getcwd()) and not getattr(sys.flags, "safe_path", False):
+        del path[0]
+    sys.path[:] = [folder, *path]
 
 
 def _import(folder: str, name: str) -> None:

@@ -40,8 +40,16 @@ class Never:
 EXACT: Dict[DataType, type] = {Bool: bool, Float64: float, Bytes: bytes, String: str}
 
 
+#: The same for values that the codec has decoded: integers in range, moments in UTC.
+EXACT_DECODED: Dict[DataType, type] = {**EXACT, Int64: int, Timestamp: datetime}
+
+
 def exact(dtype: DataType) -> type:
     return EXACT.get(dtype, Never)
+
+
+def exact_decoded(dtype: DataType) -> type:
+    return EXACT_DECODED.get(dtype, Never)
 
 
 def converter(dtype: DataType) -> Convert:
