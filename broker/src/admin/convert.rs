@@ -1,0 +1,130 @@
+//! From the store's records and the links' types to the messages of `admin.proto`.
+
+use outstation_api::admin as api;
+use outstation_protocol::DataPlane;
+use outstation_protocol::ids::{AccountId, IdError, Region};
+use outstation_protocol::status::{Drift, GroupStatus, Held, NodeStatus};
+use outstation_protocol::v1::RefusalRule;
+
+use crate::store::agents::AgentRecord;
+use crate::store::orders::GroupRecord;
+
+pub fn group(record: GroupRecord) -> api::Group {
+    let (answers, at) = (record.answers, record.answered_at);
+    api::Group {
+        data_plane: Some(data_plane(&record.data_plane)),
+        name: record.group.into(),
+        generation: record.generation.0,
+        digest: record.digest.to_string(),
+        envelope: record.envelope.to_json().into(),
+        put_at_unix_secs: record.put_at_unix_secs,
+        accepted: answers.accepted.map(|(generation, digest)| api::Accepted {
+            generation: generation.0,
+            digest: digest.to_string(),
+            at_unix_secs: at.accepted.unwrap_or(0),
+        }),
+        refused: answers
+            .refused
+            .map(|(generation, digest, reason)| api::Refused {
+                generation: generation.0,
+                digest: digest.to_string(),
+                at_unix_secs: at.refused.unwrap_or(0),
+                rule: rule(reason.rule).into(),
+                message: reason.message,
+                hint: reason.hint,
+            }),
+        converged: answers
+            .converged
+            .map(|(generation, observed)| api::Converged {
+                generation: generation.0,
+                observed: observed.to_string(),
+                at_unix_secs: at.converged.unwrap_or(0),
+            }),
+        status: answers
+            .status
+            .map(|status| group_status(status, at.status.unwrap_or(0))),
+    }
+}
+
+pub fn agent(record: AgentRecord) -> api::Agent {
+    api::Agent {
+        id: record.id.into(),
+        data_plane: Some(data_plane(&record.data_plane)),
+        connected: record.connected,
+        since_unix_secs: record.since_unix_secs,
+        release: record.release,
+    }
+}
+
+pub fn data_plane(data_plane: &DataPlane) -> api::DataPlane {
+    api::DataPlane {
+        account: data_plane.account.to_string(),
+        region: data_plane.region.to_string(),
+    }
+}
+
+pub fn read_data_plane(raw: api::DataPlane) -> Result<DataPlane, IdError> {
+    Ok(DataPlane {
+        account: AccountId::try_from(raw.account)?,
+        region: Region::try_from(raw.region)?,
+    })
+}
+
+fn group_status(status: GroupStatus, reported_at_unix_secs: u64) -> api::GroupStatus {
+    api::GroupStatus {
+        phase: status.phase.to_string(),
+        desired_nodes: status.desired_nodes,
+        observed_nodes: status.observed_nodes,
+        ready_nodes: status.ready_nodes,
+        reason: status.reason,
+        phase_since_unix_secs: status.phase_since_unix_secs,
+        held: status.held.into_iter().map(held).collect(),
+        drift: status.drift.into_iter().map(drift).collect(),
+        nodes: status.nodes.into_iter().map(node).collect(),
+        reported_at_unix_secs,
+    }
+}
+
+fn held(held: Held) -> api::Held {
+    api::Held {
+        generation: held.generation.map(|generation| generation.0),
+        rule: held.rule,
+        message: held.message,
+        hint: held.hint,
+    }
+}
+
+fn drift(drift: Drift) -> api::Drift {
+    api::Drift {
+        change: drift.change,
+        repaired: drift.repaired,
+        at_unix_secs: drift.at_unix_secs,
+    }
+}
+
+fn node(node: NodeStatus) -> api::NodeStatus {
+    api::NodeStatus {
+        instance: node.instance.into(),
+        phase: node.phase.to_string(),
+        endpoint: node.endpoint,
+        bundle: node.bundle.map(|digest| digest.to_string()),
+        reason: node.reason,
+        since_unix_secs: node.since_unix_secs,
+    }
+}
+
+/// The names that `RefusalRule` has in JSON; part of the API.
+fn rule(rule: RefusalRule) -> &'static str {
+    match rule {
+        RefusalRule::OlderGeneration => "older_generation",
+        RefusalRule::ConflictingGeneration => "conflicting_generation",
+        RefusalRule::UnknownParent => "unknown_parent",
+        RefusalRule::Malformed => "malformed",
+        RefusalRule::WrongDataPlane => "wrong_data_plane",
+        RefusalRule::Expired => "expired",
+        RefusalRule::Signature => "signature",
+        RefusalRule::Guardrail => "guardrail",
+        RefusalRule::PreventDestroy => "prevent_destroy",
+        RefusalRule::AccountStore => "account_store",
+    }
+}

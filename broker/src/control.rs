@@ -1,0 +1,410 @@
+//! Control sessions: one agent's connection from its certificate to its end. What to say is
+//! decided by `BrokerSession`; here are its socket, its store and its clock.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outstation_protocol::session::{Answer, BrokerOutput, BrokerSession, Report};
+use outstation_protocol::v1::{ToAgent, ToBroker};
+use outstation_protocol::{AgentId, DataPlane};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::time::{sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::frames::{FrameReader, FrameWriter, LinkError};
+use crate::identity::AgentIdentity;
+use crate::link::{CLOSE_DONE, CLOSE_REFUSED, HANDSHAKE_MAX, Shared, peer_certificate};
+use crate::store::{Change, Changed, StoreError};
+
+/// For saying goodbye. The broker's own end is bounded by 5 s, a newer session waits for it.
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+/// Somebody who does not belong here need not come back at once.
+const REFUSED_RETRY_AFTER_SECS: u32 = 60;
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the connection broke")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the store failed")]
+    Store(#[from] StoreError),
+    #[error("the agent opened no stream for {} s", HANDSHAKE_MAX.as_secs())]
+    NoStream,
+}
+
+/// Serves a connection on the control ALPN to its end.
+pub async fn serve(shared: &Shared, connection: Connection) {
+    let remote = connection.remote_address();
+    let Some(certificate) = peer_certificate(&connection) else {
+        info!(%remote, "refused: no client certificate");
+        return connection.close(
+            CLOSE_REFUSED,
+            b"this conversation needs a client certificate",
+        );
+    };
+    let (identity, expires_at) = match AgentIdentity::of_certificate(&certificate) {
+        Ok(found) => found,
+        Err(error) => {
+            warn!(%remote, %error, "refused: a certificate of ours without an agent's identity");
+            return connection.close(CLOSE_REFUSED, b"the certificate names no account agent");
+        }
+    };
+    let agent = identity.agent.clone();
+    let ended = match admitted(shared, &identity).await {
+        Ok(Ok(data_plane)) => session(shared, &connection, &agent, data_plane, expires_at).await,
+        Ok(Err(refusal)) => {
+            warn!(%remote, %agent, refusal, "refused");
+            refuse(&connection, refusal.clone()).await.map(|()| refusal)
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ended {
+        Ok(reason) => connection.close(CLOSE_DONE, reason.as_bytes()),
+        Err(error) => {
+            let chain = crate::chain(&error);
+            match error {
+                SessionError::Store(_) => error!(%agent, error = chain, "a session ended"),
+                SessionError::Connection(_) | SessionError::Link(_) | SessionError::NoStream => {
+                    info!(%agent, error = chain, "a session ended");
+                }
+            }
+            connection.close(CLOSE_REFUSED, b"the session broke");
+        }
+    }
+}
+
+/// The data plane of an agent that enrolled here, or why it is not let in.
+async fn admitted(
+    shared: &Shared,
+    identity: &AgentIdentity,
+) -> Result<Result<DataPlane, String>, StoreError> {
+    let AgentIdentity {
+        tenant,
+        account,
+        agent,
+    } = identity;
+    if *tenant != shared.tenant {
+        return Ok(Err(format!("the certificate is of tenant {tenant}")));
+    }
+    let Some(known) = shared.store.agent(agent.clone()).await? else {
+        return Ok(Err(format!(
+            "agent {agent} is not enrolled here: enroll it again"
+        )));
+    };
+    if known.data_plane.account != *account || !shared.data_planes.contains(&known.data_plane) {
+        return Ok(Err(format!(
+            "data plane {} is not served here any more",
+            known.data_plane
+        )));
+    }
+    Ok(Ok(known.data_plane))
+}
+
+async fn refuse(connection: &Connection, reason: String) -> Result<(), SessionError> {
+    let (send, _receive) = accept_stream(connection).await?;
+    let mut writer = FrameWriter::new(send);
+    let goodbye = ToAgent::Goodbye {
+        reason,
+        retry_after_secs: REFUSED_RETRY_AFTER_SECS,
+    };
+    writer.send(&goodbye).await?;
+    finish(writer.into_inner()).await;
+    Ok(())
+}
+
+async fn accept_stream(connection: &Connection) -> Result<(SendStream, RecvStream), SessionError> {
+    timeout(HANDSHAKE_MAX, connection.accept_bi())
+        .await
+        .map_err(|_| SessionError::NoStream)?
+        .map_err(SessionError::Connection)
+}
+
+/// Waits until the peer has everything, or for a second.
+async fn finish(mut send: SendStream) {
+    if send.finish().is_ok() {
+        let _ = timeout(LEAVE_MAX, send.stopped()).await;
+    }
+}
+
+async fn session(
+    shared: &Shared,
+    connection: &Connection,
+    agent: &AgentId,
+    data_plane: DataPlane,
+    expires_at_unix_secs: u64,
+) -> Result<String, SessionError> {
+    let (send, receive) = accept_stream(connection).await?;
+    // The older session of this agent has written its last answer when this returns.
+    let seat = shared.sessions.take_seat(agent).await;
+
+    let changes = shared.store.changes();
+    let set = shared.store.desired_set(data_plane.clone()).await?;
+    let recorded = shared.store.reports(data_plane.clone()).await?;
+    let now = Instant::now();
+    let machine = BrokerSession::new(
+        agent.clone(),
+        data_plane.clone(),
+        set,
+        recorded,
+        shared.session.clone(),
+        now,
+    );
+    let mut driver = Driver {
+        shared,
+        agent,
+        data_plane,
+        machine,
+        reader: FrameReader::new(receive),
+        writer: FrameWriter::new(send),
+        changes,
+        superseded: seat.superseded.clone(),
+        expires: now + clock::until(expires_at_unix_secs, clock::unix_secs()),
+        leaving: None,
+        live: false,
+    };
+    let ended = driver.run().await;
+    if driver.live {
+        let reason = match &ended {
+            Ok(reason) => reason.clone(),
+            Err(error) => crate::chain(error),
+        };
+        info!(%agent, reason, "disconnected");
+        shared
+            .store
+            .disconnected(agent.clone(), clock::unix_secs())
+            .await?;
+    }
+    if ended.is_ok() {
+        finish(driver.writer.into_inner()).await;
+    }
+    ended
+}
+
+/// The loop around the machine.
+struct Driver<'a> {
+    shared: &'a Shared,
+    agent: &'a AgentId,
+    data_plane: DataPlane,
+    machine: BrokerSession,
+    reader: FrameReader<RecvStream>,
+    writer: FrameWriter<SendStream>,
+    changes: broadcast::Receiver<Change>,
+    superseded: CancellationToken,
+    expires: Instant,
+    /// Set once the session is told to end: how long the goodbye may take, and why it ends.
+    leaving: Option<(Instant, String)>,
+    /// The agent has said hello and was found right.
+    live: bool,
+}
+
+impl Driver<'_> {
+    /// Runs until the session ends, with the reason; an error if it broke.
+    async fn run(&mut self) -> Result<String, SessionError> {
+        let stopping = self.shared.stopping.clone();
+        let superseded = self.superseded.clone();
+        loop {
+            // Only when the frame before is out is the next one chosen: it is then the newest.
+            while self.writer.is_idle() {
+                let Some(output) = self.machine.poll_output() else {
+                    break;
+                };
+                if let Some(reason) = self.act(output).await? {
+                    return Ok(reason);
+                }
+            }
+            let staying = self.leaving.is_none();
+            let timeout = match &self.leaving {
+                None => self.machine.next_timeout(),
+                Some((until, _)) => *until,
+            };
+            tokio::select! {
+                () = stopping.cancelled(), if staying => self.leave("the broker is restarting"),
+                () = superseded.cancelled(), if staying => {
+                    self.leave("a newer session of the same agent took over");
+                }
+                () = sleep_until(self.expires.into()), if staying => {
+                    self.leave("the certificate has expired: enroll again");
+                }
+                () = sleep_until(timeout.into()) => match &self.leaving {
+                    None => {
+                        let now = Instant::now();
+                        self.machine.handle_timeout(now);
+                        self.leaving = Some((now + LEAVE_MAX, "the agent has been silent".into()));
+                    }
+                    Some((_, reason)) => return Ok(reason.clone()),
+                },
+                flushed = self.writer.flush(), if !self.writer.is_idle() => flushed?,
+                message = self.reader.next::<ToBroker>() => match message? {
+                    Some(message) => self.machine.handle_message(message, Instant::now()),
+                    None => return Ok("the agent ended the session".into()),
+                },
+                change = self.changes.recv() => {
+                    if self.concerns_us(change) {
+                        let set = self.shared.store.desired_set(self.data_plane.clone()).await?;
+                        self.machine.handle_set(set);
+                    }
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, reason: &str) {
+        self.leaving = Some((Instant::now() + LEAVE_MAX, reason.to_owned()));
+        self.machine.handle_goodbye(reason.to_owned());
+    }
+
+    /// Does what the machine wants; the reason if that is to end the session.
+    async fn act(&mut self, output: BrokerOutput) -> Result<Option<String>, SessionError> {
+        match output {
+            BrokerOutput::Send(message) => self.writer.start(&message)?,
+            BrokerOutput::Load(entry) => {
+                let stored = self
+                    .shared
+                    .store
+                    .envelope(self.data_plane.clone(), entry.clone());
+                self.machine.handle_loaded(&entry, stored.await?);
+            }
+            BrokerOutput::Record(report) => self.record(report).await?,
+            BrokerOutput::Live { release } => {
+                info!(agent = %self.agent, data_plane = %self.data_plane, release, "connected");
+                self.live = true;
+                let agent = self.agent.clone();
+                self.shared
+                    .store
+                    .connected(agent, release, clock::unix_secs())
+                    .await?;
+            }
+            BrokerOutput::Close { reason } => return Ok(Some(reason)),
+        }
+        Ok(None)
+    }
+
+    async fn record(&self, report: Report) -> Result<(), SessionError> {
+        let (agent, group, answer) = (self.agent, report.group.clone(), report.answer.clone());
+        let before = self
+            .shared
+            .store
+            .record(self.data_plane.clone(), report, clock::unix_secs())
+            .await?;
+        match answer {
+            Answer::Accepted { generation, .. } => {
+                info!(%agent, %group, %generation, "accepted");
+            }
+            Answer::Refused {
+                generation, reason, ..
+            } => {
+                info!(%agent, %group, %generation, rule = ?reason.rule, message = reason.message, "refused");
+            }
+            Answer::Converged { generation, .. } => {
+                info!(%agent, %group, %generation, "converged");
+            }
+            Answer::Status(status) => {
+                let before = before.status.map(|before| before.phase);
+                if before != Some(status.phase) {
+                    info!(%agent, %group, phase = %status.phase, reason = status.reason, "phase");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the desired set may be another one now. Takes all that is waiting at once.
+    fn concerns_us(&mut self, first: Result<Change, RecvError>) -> bool {
+        let ours =
+            |change: &Change| change.what == Changed::Order && change.data_plane == self.data_plane;
+        let mut concerned = match first {
+            Ok(change) => ours(&change),
+            Err(RecvError::Lagged(_)) => true,
+            Err(RecvError::Closed) => false,
+        };
+        loop {
+            match self.changes.try_recv() {
+                Ok(change) => concerned |= ours(&change),
+                Err(TryRecvError::Lagged(_)) => concerned = true,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return concerned,
+            }
+        }
+    }
+}
+
+/// One seat per agent: whoever comes later gets it, after the one before has left it.
+#[derive(Default)]
+pub struct Sessions {
+    seats: Mutex<Seats>,
+}
+
+#[derive(Default)]
+struct Seats {
+    given: u64,
+    /// As many as agents are connected; bounded with the connections.
+    taken: BTreeMap<AgentId, Held>,
+}
+
+struct Held {
+    number: u64,
+    superseded: CancellationToken,
+    left: CancellationToken,
+}
+
+/// The right to be the session of an agent, until another takes it.
+struct Seat {
+    sessions: Arc<Sessions>,
+    agent: AgentId,
+    number: u64,
+    superseded: CancellationToken,
+    left: CancellationToken,
+}
+
+impl Sessions {
+    async fn take_seat(self: &Arc<Self>, agent: &AgentId) -> Seat {
+        let (superseded, left) = (CancellationToken::new(), CancellationToken::new());
+        let (number, before) = {
+            let mut seats = self.seats();
+            seats.given += 1;
+            let number = seats.given;
+            let held = Held {
+                number,
+                superseded: superseded.clone(),
+                left: left.clone(),
+            };
+            (number, seats.taken.insert(agent.clone(), held))
+        };
+        let seat = Seat {
+            sessions: Arc::clone(self),
+            agent: agent.clone(),
+            number,
+            superseded,
+            left,
+        };
+        if let Some(before) = before {
+            before.superseded.cancel();
+            before.left.cancelled().await;
+        }
+        seat
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Also when the session's task is dropped: the next one must not wait for ever.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.sessions.seats();
+        if seats
+            .taken
+            .get(&self.agent)
+            .is_some_and(|held| held.number == self.number)
+        {
+            seats.taken.remove(&self.agent);
+        }
+        self.left.cancel();
+    }
+}

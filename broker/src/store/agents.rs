@@ -1,0 +1,119 @@
+//! The account agents that ever enrolled, and whether they are connected.
+
+use outstation_protocol::{AgentId, DataPlane};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{Store, StoreError, integer, read_data_plane, read_id, unsigned};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentRecord {
+    pub id: AgentId,
+    pub data_plane: DataPlane,
+    pub enrolled_at_unix_secs: u64,
+    /// Of the newest certificate, in hexadecimal digits; none if issuing it failed.
+    pub certificate_serial: Option<String>,
+    pub certificate_expires_at_unix_secs: Option<u64>,
+    pub release: String,
+    pub connected: bool,
+    /// Since when it is connected, or since when it is not.
+    pub since_unix_secs: u64,
+}
+
+const SELECT: &str = "SELECT id, account, region, enrolled_at, certificate_serial,
+                             certificate_expires_at, release, connected, since FROM agents";
+
+impl Store {
+    pub async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError> {
+        self.run(|connection| {
+            let mut statement = connection.prepare_cached(&format!("{SELECT} ORDER BY id"))?;
+            let mut rows = statement.query([])?;
+            let mut agents = Vec::new();
+            while let Some(row) = rows.next()? {
+                agents.push(read_agent(row)?);
+            }
+            Ok(agents)
+        })
+        .await
+    }
+
+    pub async fn agent(&self, id: AgentId) -> Result<Option<AgentRecord>, StoreError> {
+        self.run(move |connection| {
+            let agent = connection
+                .query_row(&format!("{SELECT} WHERE id = ?1"), [id.as_str()], |row| {
+                    Ok(read_agent(row))
+                })
+                .optional()?;
+            agent.transpose()
+        })
+        .await
+    }
+
+    pub async fn certified(
+        &self,
+        id: AgentId,
+        serial: String,
+        expires_at_unix_secs: u64,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE agents SET certificate_serial = ?2, certificate_expires_at = ?3
+                 WHERE id = ?1",
+                params![id.as_str(), serial, integer(expires_at_unix_secs)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn connected(
+        &self,
+        id: AgentId,
+        release: String,
+        now_unix_secs: u64,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE agents SET connected = 1, release = ?2, since = ?3 WHERE id = ?1",
+                params![id.as_str(), release, integer(now_unix_secs)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub async fn disconnected(&self, id: AgentId, now_unix_secs: u64) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute(
+                "UPDATE agents SET connected = 0, since = ?2 WHERE id = ?1 AND connected = 1",
+                params![id.as_str(), integer(now_unix_secs)],
+            )?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// A broker that was killed could not say goodbye; the start of the next one is the best guess.
+pub(super) fn disconnect_all(
+    connection: &Connection,
+    now_unix_secs: u64,
+) -> Result<(), StoreError> {
+    connection.execute(
+        "UPDATE agents SET connected = 0, since = ?1 WHERE connected = 1",
+        [integer(now_unix_secs)],
+    )?;
+    Ok(())
+}
+
+fn read_agent(row: &Row<'_>) -> Result<AgentRecord, StoreError> {
+    Ok(AgentRecord {
+        id: read_id("an agent id", AgentId::try_from(row.get::<_, String>(0)?))?,
+        data_plane: read_data_plane(row.get(1)?, row.get(2)?)?,
+        enrolled_at_unix_secs: unsigned(row.get(3)?),
+        certificate_serial: row.get(4)?,
+        certificate_expires_at_unix_secs: row.get::<_, Option<i64>>(5)?.map(unsigned),
+        release: row.get(6)?,
+        connected: row.get(7)?,
+        since_unix_secs: unsigned(row.get(8)?),
+    })
+}

@@ -1,0 +1,141 @@
+//! What the agents answered, per group: kept, so that a restarted broker knows it.
+
+use outstation_protocol::session::{Answer, Answers, Report, Reports};
+use outstation_protocol::{DataPlane, GroupName};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{Changed, Store, StoreError, integer, read_id, unsigned};
+
+/// When the broker received each answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnsweredAt {
+    pub accepted: Option<u64>,
+    pub refused: Option<u64>,
+    pub converged: Option<u64>,
+    pub status: Option<u64>,
+}
+
+impl Store {
+    /// Puts this answer in place of the older one of its kind. Returns the answers of before.
+    pub async fn record(
+        &self,
+        data_plane: DataPlane,
+        report: Report,
+        now_unix_secs: u64,
+    ) -> Result<Answers, StoreError> {
+        let (plane, group) = (data_plane.clone(), report.group.clone());
+        let (before, changed) = self
+            .run(move |connection| record(connection, &plane, report, now_unix_secs))
+            .await?;
+        if changed {
+            self.announce(data_plane, group, Changed::Answer);
+        }
+        Ok(before)
+    }
+
+    /// Everything that the data plane's agent answered, as a session starts from it.
+    pub async fn reports(&self, data_plane: DataPlane) -> Result<Reports, StoreError> {
+        self.run(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT name, answers FROM answers WHERE account = ?1 AND region = ?2",
+            )?;
+            let rows = statement.query_map(
+                params![data_plane.account.as_str(), data_plane.region.as_str()],
+                |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)),
+            )?;
+            let mut reports = Reports::new();
+            for row in rows {
+                let (name, json) = row?;
+                let name = read_id("a group name", GroupName::try_from(name))?;
+                reports.insert(name, read_answers(&json)?);
+            }
+            Ok(reports)
+        })
+        .await
+    }
+}
+
+fn record(
+    connection: &mut Connection,
+    data_plane: &DataPlane,
+    report: Report,
+    now_unix_secs: u64,
+) -> Result<(Answers, bool), StoreError> {
+    let transaction = connection.transaction()?;
+    let group = report.group.clone();
+    let (before, mut at) = of_group(&transaction, data_plane, &group)?;
+    let slot = match &report.answer {
+        Answer::Accepted { .. } => &mut at.accepted,
+        Answer::Refused { .. } => &mut at.refused,
+        Answer::Converged { .. } => &mut at.converged,
+        Answer::Status(_) => &mut at.status,
+    };
+    *slot = Some(now_unix_secs);
+
+    let mut reports = Reports::from([(group.clone(), before.clone())]);
+    if !report.record(&mut reports) {
+        return Ok((before, false));
+    }
+    let answers = serde_json::to_string(&reports[&group]).map_err(|error| StoreError::Content {
+        what: "an answer",
+        why: error.to_string(),
+    })?;
+    transaction.execute(
+        "INSERT INTO answers (account, region, name, answers,
+                              accepted_at, refused_at, converged_at, status_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT DO UPDATE SET answers = ?4,
+             accepted_at = ?5, refused_at = ?6, converged_at = ?7, status_at = ?8",
+        params![
+            data_plane.account.as_str(),
+            data_plane.region.as_str(),
+            group.as_str(),
+            answers,
+            at.accepted.map(integer),
+            at.refused.map(integer),
+            at.converged.map(integer),
+            at.status.map(integer),
+        ],
+    )?;
+    transaction.commit()?;
+    Ok((before, true))
+}
+
+pub(super) fn of_group(
+    connection: &Connection,
+    data_plane: &DataPlane,
+    group: &GroupName,
+) -> Result<(Answers, AnsweredAt), StoreError> {
+    let row = connection
+        .query_row(
+            "SELECT answers, accepted_at, refused_at, converged_at, status_at FROM answers
+             WHERE account = ?1 AND region = ?2 AND name = ?3",
+            params![
+                data_plane.account.as_str(),
+                data_plane.region.as_str(),
+                group.as_str()
+            ],
+            |row| {
+                let at = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(unsigned));
+                let answered_at = AnsweredAt {
+                    accepted: at(1)?,
+                    refused: at(2)?,
+                    converged: at(3)?,
+                    status: at(4)?,
+                };
+                Ok((row.get::<_, String>(0)?, answered_at))
+            },
+        )
+        .optional()?;
+    match row {
+        Some((json, at)) => Ok((read_answers(&json)?, at)),
+        None => Ok(Default::default()),
+    }
+}
+
+fn read_answers(json: &str) -> Result<Answers, StoreError> {
+    serde_json::from_str(json).map_err(|error| StoreError::Content {
+        what: "an answer",
+        why: error.to_string(),
+    })
+}
