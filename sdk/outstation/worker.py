@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -30,6 +31,8 @@ INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, INTERNAL = 3, 5, 9, 13
 # The message of a whole call's failure travels in a gRPC trailer, which peers limit to some KiB.
 FAILED_CHARS_MAX = 3000
 _TRACEBACK_LINES = 8
+# Descriptors are given out from below.
+_DESCRIPTOR_MIN = 100
 _BROKEN_CHARS_MAX = 500
 
 
@@ -199,15 +202,19 @@ def _die_with_the_server() -> None:
 
 
 def _take_socket(descriptor: int) -> socket.socket:
-    """The inherited socket, closed to the children of user code. The server passes it as
-    descriptor 0: that becomes /dev/null, or a function that reads its input would read our frames."""
-    sock = socket.socket(fileno=descriptor)
+    """The inherited socket, closed to the children of user code, and out of the way of its reads
+    from standard input and of the descriptors that it may close by number."""
+    try:
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_MIN)
+    except OSError:  # a limit below that
+        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    sock = socket.socket(fileno=moved)
     if descriptor <= 2:
-        sock = socket.socket(fileno=os.dup(sock.detach()))
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, descriptor)
         os.close(null)
-    sock.set_inheritable(False)
+    else:
+        os.close(descriptor)
     sock.setblocking(True)
     return sock
 

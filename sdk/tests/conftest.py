@@ -47,14 +47,15 @@ def child_env() -> Dict[str, str]:
 class WorkerProcess:
     """The real process, as a transform server would start it."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, stdin: bool = False) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(PATIENCE_SECS)
         command = [sys.executable, "-m", "outstation.worker"]
-        command += ["--fd", str(theirs.fileno()), "--bundle", str(bundle)]
+        command += ["--fd", "0" if stdin else str(theirs.fileno()), "--bundle", str(bundle)]
         self.process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            stdin=theirs if stdin else subprocess.DEVNULL,
+            pass_fds=[] if stdin else [theirs.fileno()],
             env=child_env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

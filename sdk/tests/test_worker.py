@@ -192,13 +192,18 @@ def test_functions_that_exit_or_fork_are_survived(bundle: Any, worker: Start) ->
     assert one.end()[0] == 0
 
 
-def test_children_do_not_have_the_socket(bundle: Any, worker: Start) -> None:
+@pytest.mark.parametrize("stdin", [False, True])
+def test_children_do_not_have_the_socket(stdin: bool, bundle: Any) -> None:
+    """Wherever the server puts it; and what reads standard input reads nothing."""
     listing = view(
         "listing",
-        "import subprocess; out = subprocess.run(['ls', '-l', '/proc/self/fd'], close_fds=False, "
-        "capture_output=True, text=True).stdout; return {'y': out.count('socket:')}",
+        "import subprocess, sys; out = subprocess.run(['ls', '-l', '/proc/self/fd'], close_fds=False, "
+        "capture_output=True, text=True).stdout; "
+        "return {'y': out.count('socket:') + len(sys.stdin.read()) + 100 * ('0 -> /dev/null' in out)}",
     )
-    assert worker(bundle(features=listing)).call("listing", {"x": 1}) == [{"listing.y": 0}]
+    one = WorkerProcess(bundle(features=listing), stdin=stdin)
+    assert one.call("listing", {"x": 1}) == [{"listing.y": 100}]
+    assert one.end()[0] == 0
 
 
 def test_large_and_pipelined_frames(bundle: Any, worker: Start) -> None:
