@@ -1,1 +1,235 @@
-//! node
+//! The node role: reads from instance metadata what this instance is, then supervises its server
+//! and tells the account agent. [`machine`] decides, [`supervisor`] acts.
+
+pub mod artifacts;
+pub mod events;
+pub mod health;
+pub mod imds;
+pub mod link;
+pub mod machine;
+pub mod server;
+pub mod supervisor;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use outstation_protocol::evidence::{Audience, Purpose};
+use outstation_protocol::ids::{AccountId, Generation, GroupName, InstanceId, Region, TenantId};
+use outstation_protocol::v1::Artifacts;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::imds::{Imds, ImdsError};
+use self::link::{Link, LinkSettings, Outbox};
+use self::server::ServerSettings;
+use self::supervisor::Supervisor;
+use crate::clock;
+use crate::trust::sts_verifier::StsEndpoint;
+
+/// Instance metadata is up before user-data runs; a hiccup passes, a wrong address does not.
+const FACTS_MAX: Duration = Duration::from_secs(30);
+const FACTS_RETRY: Duration = Duration::from_millis(200);
+/// Every task has its say; none can grow the queue.
+const EVENTS_MAX: usize = 64;
+
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Where the account agent listens for nodes
+    #[arg(long, value_name = "HOST:PORT")]
+    account_agent: String,
+    /// The account store: artifacts and trust roots
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// This node's own folder is made below it, named after the instance
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The program outstation-transform-server
+    #[arg(long, value_name = "PATH")]
+    transform_server: PathBuf,
+    #[arg(long, value_name = "ID")]
+    account: AccountId,
+    #[arg(long, value_name = "REGION")]
+    region: Region,
+    /// The STS that the account agent asks, where it is not the region's own
+    #[arg(long, value_name = "URL")]
+    sts_endpoint: Option<String>,
+    /// Instance metadata
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+        default_value = "http://169.254.169.254"
+    )]
+    imds: String,
+}
+
+/// What the instance is, by its own metadata.
+struct Facts {
+    instance: InstanceId,
+    address: IpAddr,
+    tenant: TenantId,
+    group: GroupName,
+    artifacts: Artifacts,
+}
+
+/// Runs until `shutdown`. The server runs on then: only a drain ends it.
+pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Result<()> {
+    let imds = Arc::new(Imds::new(&args.imds));
+    let facts = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        facts = read_facts(&imds) => facts?,
+    };
+    let Facts { instance, address, tenant, group, artifacts } = facts;
+    tracing::info!(%instance, %address, %group, generation = %artifacts.generation, "node");
+
+    let dir = args.dir.join(instance.as_str());
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+    // Servers run in the node's folder, so that nothing given here may depend on ours.
+    let absolute = |path: &std::path::Path| {
+        std::path::absolute(path).with_context(|| format!("find {}", path.display()))
+    };
+    let (account_store, program) = (absolute(&args.store)?, absolute(&args.transform_server)?);
+    let sts = StsEndpoint::choose(&args.region, args.sts_endpoint.as_deref())?;
+    let (events, inbox) = mpsc::channel(EVENTS_MAX);
+    let (outbox, to_send) = watch::channel(Outbox::default());
+    let settings = LinkSettings {
+        account_agent: args.account_agent,
+        bind: address,
+        store: account_store.clone(),
+        audience: Audience {
+            purpose: Purpose::NodeLink,
+            tenant,
+            account: args.account,
+            region: args.region,
+        },
+        sts,
+        instance: instance.clone(),
+    };
+    let link = Link::new(settings, imds.clone(), to_send, events.clone())
+        .with_context(|| format!("open a UDP port on {address}"))?;
+    let endpoint = link.endpoint();
+    let link = tokio::spawn(link.run());
+
+    let servers = ServerSettings {
+        program,
+        address,
+        group: group.to_string(),
+        instance: instance.to_string(),
+        dir: dir.clone(),
+    };
+    let store = artifacts::ArtifactStore::new(&account_store, &dir);
+    let supervisor = Supervisor::new(dir, servers, store, events, outbox);
+    supervisor.run(inbox, imds, artifacts, shutdown).await;
+    link.abort();
+    endpoint.close(0u8.into(), b"the node agent stops");
+    // One packet has to leave.
+    let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+    Ok(())
+}
+
+async fn read_facts(imds: &Imds) -> Result<Facts> {
+    let deadline = clock::now() + FACTS_MAX;
+    loop {
+        match ask_facts(imds).await {
+            Ok((instance, address, tags)) => {
+                let address = IpAddr::V4(address);
+                let (tenant, group, artifacts) =
+                    parse_tags(&tags).context("read the instance's tags")?;
+                return Ok(Facts { instance, address, tenant, group, artifacts });
+            }
+            Err(error) if clock::now() >= deadline => {
+                return Err(error).context("ask instance metadata what this instance is");
+            }
+            Err(error) => tracing::debug!(%error, "instance metadata is asked again"),
+        }
+        tokio::time::sleep(FACTS_RETRY).await;
+    }
+}
+
+async fn ask_facts(
+    imds: &Imds,
+) -> Result<(InstanceId, std::net::Ipv4Addr, BTreeMap<String, String>), ImdsError> {
+    Ok((imds.instance_id().await?, imds.local_ipv4().await?, imds.tags().await?))
+}
+
+/// What the AutoScaling group had its instances born with.
+fn parse_tags(tags: &BTreeMap<String, String>) -> Result<(TenantId, GroupName, Artifacts)> {
+    let tag = |name: &str| {
+        tags.get(&format!("outstation:{name}")).map(String::as_str).with_context(|| {
+            format!(
+                "there is no tag outstation:{name}; \
+                 the launch template must set InstanceMetadataTags to enabled"
+            )
+        })
+    };
+    let generation = tag("generation")?.parse().context("the tag outstation:generation")?;
+    // `workers=2,…`; no options, no tag.
+    let options = tags.get("outstation:options").map(String::as_str).unwrap_or_default();
+    let mut options: Vec<(String, String)> = options
+        .split(',')
+        .filter_map(|option| option.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    options.sort();
+    let artifacts = Artifacts {
+        generation: Generation(generation),
+        environment: tag("environment")?.try_into()?,
+        bundle: tag("bundle")?.try_into()?,
+        options,
+    };
+    Ok((tag("tenant")?.try_into()?, tag("group")?.try_into()?, artifacts))
+}
+
+#[cfg(test)]
+mod tests {
+    use outstation_protocol::Digest;
+
+    use super::*;
+
+    fn tags(extra: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let digest = Digest::of(b"x").to_string();
+        let mut tags: BTreeMap<String, String> = [
+            ("outstation:tenant", "dev"),
+            ("outstation:group", "delay"),
+            ("outstation:generation", "3"),
+            ("outstation:environment", digest.as_str()),
+            ("outstation:bundle", digest.as_str()),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+        tags.extend(extra.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        tags
+    }
+
+    #[test]
+    fn tags_say_what_to_serve() {
+        let (tenant, group, artifacts) =
+            parse_tags(&tags(&[("outstation:options", "workers=2,log=info")])).expect("complete");
+        assert_eq!((tenant.as_str(), group.as_str()), ("dev", "delay"));
+        assert_eq!(artifacts.generation, Generation(3));
+        assert_eq!(artifacts.bundle, Digest::of(b"x"));
+        let options: Vec<_> =
+            artifacts.options.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        assert_eq!(options, [("log", "info"), ("workers", "2")]);
+        assert!(parse_tags(&tags(&[])).expect("complete").2.options.is_empty());
+    }
+
+    #[test]
+    fn missing_or_damaged_tags_are_named() {
+        for name in ["tenant", "group", "generation", "environment", "bundle"] {
+            let mut missing = tags(&[]);
+            missing.remove(&format!("outstation:{name}"));
+            let error = parse_tags(&missing).expect_err(name).to_string();
+            assert!(error.contains(&format!("no tag outstation:{name}")), "{error}");
+            assert!(error.contains("InstanceMetadataTags"), "{error}");
+            let damaged = tags(&[(&format!("outstation:{name}"), "?")]);
+            assert!(parse_tags(&damaged).is_err(), "{name}");
+        }
+    }
+}
