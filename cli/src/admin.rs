@@ -1,0 +1,252 @@
+//! The broker's admin API, with the context's trust and token.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+use tonic::{Code, Request, Status, Streaming};
+
+use outstation_api::admin::admin_client::AdminClient;
+use outstation_api::admin::{
+    Agent, CreateJoinTokenRequest, DataPlane, GetGroupRequest, Group, ListAgentsRequest,
+    ListGroupsRequest, PutOrderRequest, WatchGroupsRequest,
+};
+use outstation_protocol::ids::{Digest, Generation, GroupName};
+use outstation_protocol::order::Order;
+
+use crate::context::{Context, Endpoint};
+use crate::message::{Failure, Hint as _};
+use crate::plan::Newest;
+use crate::view::GroupView;
+
+/// The broker answers from a local database; ten seconds is a stuck one.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// 500 groups at up to 192 KiB of envelope are too many for one answer in theory; at their usual
+/// 2 KiB they are 1 MiB.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Adds the token to every call.
+#[derive(Clone)]
+pub struct Bearer(MetadataValue<Ascii>);
+
+impl tonic::service::Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request
+            .metadata_mut()
+            .insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+#[derive(Clone)]
+pub struct Admin {
+    client: AdminClient<InterceptedService<Channel, Bearer>>,
+    data_plane: DataPlane,
+    url: String,
+}
+
+impl Admin {
+    pub async fn connect(context: &Context) -> anyhow::Result<Admin> {
+        let Endpoint {
+            url,
+            ca,
+            server_name,
+            token_file,
+        } = &context.broker;
+        let read = |path: &std::path::Path| {
+            fs::read_to_string(path)
+                .with_context(|| format!("read {}", path.display()))
+                .hint("the context names it: is `outstation dev` (or the broker) running?")
+        };
+        let mut token: MetadataValue<Ascii> = format!("Bearer {}", read(token_file)?.trim())
+            .parse()
+            .context("read the token")?;
+        token.set_sensitive(true);
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read(ca)?))
+            .domain_name(server_name);
+        let channel = Channel::from_shared(url.clone())
+            .context("the broker's URL in the context is not valid")?
+            .tls_config(tls)
+            .context("set up TLS to the broker")?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .keep_alive_while_idle(true)
+            .connect()
+            .await
+            .with_context(|| format!("reach the broker at {url}"))
+            .hint("is it running? `outstation dev` starts one; else check the context")?;
+        let client = AdminClient::with_interceptor(channel, Bearer(token))
+            .max_decoding_message_size(ANSWER_BYTES_MAX);
+        let data_plane = DataPlane {
+            account: context.account.to_string(),
+            region: context.region.to_string(),
+        };
+        Ok(Admin {
+            client,
+            data_plane,
+            url: url.clone(),
+        })
+    }
+
+    pub async fn groups(&self) -> anyhow::Result<Vec<GroupView>> {
+        let request = ListGroupsRequest {
+            data_plane: Some(self.data_plane.clone()),
+        };
+        let mut client = self.client.clone();
+        let answer = self
+            .call("list the groups", client.list_groups(request))
+            .await?;
+        answer.groups.into_iter().map(GroupView::try_from).collect()
+    }
+
+    /// The newest order of every group, as plans need them.
+    pub async fn newest(&self) -> anyhow::Result<BTreeMap<GroupName, Newest>> {
+        let groups = self.groups().await?;
+        Ok(groups
+            .iter()
+            .map(|group| (group.name.clone(), group.newest()))
+            .collect())
+    }
+
+    pub async fn group(&self, name: &GroupName) -> anyhow::Result<GroupView> {
+        let request = GetGroupRequest {
+            data_plane: Some(self.data_plane.clone()),
+            name: name.to_string(),
+        };
+        let mut client = self.client.clone();
+        match tokio::time::timeout(CALL_TIMEOUT, client.get_group(request)).await {
+            Ok(Ok(group)) => group.into_inner().try_into(),
+            Ok(Err(status)) if status.code() == Code::NotFound => Err(Failure::new(
+                format!("there is no server group {name}"),
+                "`outstation get` lists those that there are",
+            )
+            .into()),
+            Ok(Err(status)) => Err(self.refused("describe the group", &status)),
+            Err(_) => Err(self.silent("describe the group")),
+        }
+    }
+
+    /// Every group (or the one named) now, and each again whenever it changes.
+    pub async fn watch(&self, name: Option<&GroupName>) -> anyhow::Result<Streaming<Group>> {
+        let request = WatchGroupsRequest {
+            data_plane: Some(self.data_plane.clone()),
+            name: name.map(ToString::to_string).unwrap_or_default(),
+        };
+        let mut client = self.client.clone();
+        self.call("watch the groups", client.watch_groups(request))
+            .await
+    }
+
+    pub async fn put(&self, order: Order) -> anyhow::Result<(Generation, Digest)> {
+        let (group, generation) = (order.group.clone(), order.generation);
+        let envelope = order.into_envelope();
+        let request = PutOrderRequest {
+            envelope: envelope.to_json().into(),
+        };
+        let mut client = self.client.clone();
+        match tokio::time::timeout(CALL_TIMEOUT, client.put_order(request)).await {
+            Ok(Ok(_)) => Ok((generation, envelope.digest())),
+            Ok(Err(status)) if status.code() == Code::Aborted => Err(Failure::new(
+                format!(
+                    "someone else applied {group} meanwhile: {}",
+                    status.message()
+                ),
+                "plan again, look at what changed, then apply",
+            )
+            .into()),
+            Ok(Err(status)) => Err(self.refused(&format!("put the order for {group}"), &status)),
+            Err(_) => Err(self.silent(&format!("put the order for {group}"))),
+        }
+    }
+
+    pub async fn create_join_token(&self, valid_secs: u32) -> anyhow::Result<String> {
+        let request = CreateJoinTokenRequest {
+            data_plane: Some(self.data_plane.clone()),
+            valid_secs,
+        };
+        let mut client = self.client.clone();
+        Ok(self
+            .call("create a join token", client.create_join_token(request))
+            .await?
+            .token)
+    }
+
+    pub async fn agents(&self) -> anyhow::Result<Vec<Agent>> {
+        let mut client = self.client.clone();
+        Ok(self
+            .call("list the agents", client.list_agents(ListAgentsRequest {}))
+            .await?
+            .agents)
+    }
+
+    async fn call<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> anyhow::Result<T> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(self.refused(what, &status)),
+            Err(_) => Err(self.silent(what)),
+        }
+    }
+
+    fn refused(&self, what: &str, status: &Status) -> anyhow::Error {
+        let hint = match status.code() {
+            Code::Unauthenticated => "the token that the context names is not this broker's",
+            Code::Unavailable => "is the broker running? try again in a moment",
+            Code::FailedPrecondition => "check account and region in the context",
+            Code::InvalidArgument | Code::Unimplemented => {
+                "are the broker and this command of the same release?"
+            }
+            _ => "look at the broker's log",
+        };
+        Failure::new(
+            format!("{what}: {}: {}", code_text(status.code()), status.message()),
+            hint,
+        )
+        .into()
+    }
+
+    fn silent(&self, what: &str) -> anyhow::Error {
+        let what = format!(
+            "{what}: the broker at {} did not answer within 10 s",
+            self.url
+        );
+        Failure::new(what, "look at the broker's log").into()
+    }
+}
+
+/// `FAILED_PRECONDITION` rather than tonic's sentence.
+pub fn code_text(code: Code) -> String {
+    let mut text = String::new();
+    for (index, c) in format!("{code:?}").chars().enumerate() {
+        if c.is_uppercase() && index > 0 {
+            text.push('_');
+        }
+        text.push(c.to_ascii_uppercase());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_named_as_grpc_names_them() {
+        for (code, text) in [
+            (Code::Ok, "OK"),
+            (Code::FailedPrecondition, "FAILED_PRECONDITION"),
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        ] {
+            assert_eq!(code_text(code), text);
+        }
+    }
+}

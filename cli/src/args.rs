@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use outstation_protocol::ids::GroupName;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "outstation",
+    version,
+    about = "Server groups in your own cloud account, declared in Python"
+)]
+pub struct Args {
+    /// The context file [default: .outstation/context.toml here or above, then ~/.config/outstation/]
+    #[arg(long, global = true, env = "OUTSTATION_CONTEXT", value_name = "FILE")]
+    pub context: Option<PathBuf>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the whole system on this machine, apply an example, drive calls through it
+    Dev(Dev),
+    /// Show what `apply` would change: exit code 0 nothing, 2 something, 1 an error
+    Plan(Plan),
+    /// Make the account as declared, and follow it until it is
+    Apply(Apply),
+    /// Destroy one server group, or all of them
+    Destroy(Destroy),
+    /// Show one server group: desired, answered, observed, and why they differ
+    Describe(Describe),
+    /// List the server groups
+    Get(Get),
+    /// List the account agents
+    Agents(Get),
+    /// Evaluate a feature view or service for some rows
+    Call(Call),
+    /// Run a command that dies with the process that started it
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Plan {
+    /// The folder of the declarations
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Follow {
+    /// Put the orders and do not wait for the account
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How many seconds to wait for the account
+    #[arg(long, default_value_t = 600, value_name = "SECS")]
+    pub timeout: u64,
+    /// Destroy groups without asking (never all of them)
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Destroy exactly this many groups without asking
+    #[arg(long, value_name = "N")]
+    pub confirm_destroy: Option<usize>,
+    /// Print the outcome as JSON; the plan goes to standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Apply {
+    /// The folder of the declarations
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub follow: Follow,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Destroy {
+    /// Only this group
+    pub group: Option<GroupName>,
+    #[command(flatten)]
+    pub follow: Follow,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Describe {
+    pub group: GroupName,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Get {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Call {
+    /// A feature view or a feature service
+    pub target: String,
+    /// The group to call [default: that of the service, from the declarations]
+    #[arg(long)]
+    pub group: Option<GroupName>,
+    /// The folder of the declarations, for the fields' types
+    #[arg(long, value_name = "DIR")]
+    pub declarations: Option<PathBuf>,
+    /// One row, or a list of rows
+    #[arg(
+        long,
+        value_name = "JSON",
+        required_unless_present = "rows",
+        conflicts_with = "rows"
+    )]
+    pub row: Option<String>,
+    /// A file with one JSON row a line; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub rows: Option<PathBuf>,
+    /// How many milliseconds the call may take
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    pub timeout_ms: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Dev {
+    /// The folder of the declarations
+    #[arg(default_value = "examples/flights")]
+    pub dir: PathBuf,
+    /// End after the calls; the exit code says whether everything went well
+    #[arg(long)]
+    pub once: bool,
+    /// How many calls to drive
+    #[arg(long, default_value_t = 10_000)]
+    pub calls: u64,
+    /// Where everything of this system is kept; another one gives a second system beside it
+    #[arg(long, default_value = ".outstation/dev", value_name = "DIR")]
+    pub state: PathBuf,
+    /// An interpreter with `outstation` and uv [default: .venv/bin/python here or above]
+    #[arg(long, env = "OUTSTATION_PYTHON", value_name = "FILE")]
+    pub python: Option<PathBuf>,
+    /// Print the table as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Supervise {
+    /// The process to die with
+    #[arg(long)]
+    pub parent: u32,
+    #[arg(last = true, required = true, num_args = 1..)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+}

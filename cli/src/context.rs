@@ -1,0 +1,185 @@
+//! The context: where the broker and the account's callers endpoint are, and how to trust them.
+//! `outstation dev` writes one; every other verb reads one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use outstation_protocol::ids::{AccountId, Region, TenantId};
+use outstation_protocol::model::DataPlane;
+
+use crate::message::{Failure, Hint as _};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Context {
+    pub tenant: TenantId,
+    pub account: AccountId,
+    pub region: Region,
+    /// An interpreter that has `outstation` and uv installed; runs the declarations.
+    pub python: PathBuf,
+    /// The account store, in which `artifacts/` is written.
+    pub artifacts: PathBuf,
+    pub broker: Endpoint,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callers: Option<Endpoint>,
+}
+
+/// A gRPC endpoint behind TLS with its own root and a bearer token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    pub url: String,
+    pub ca: PathBuf,
+    pub server_name: String,
+    pub token_file: PathBuf,
+}
+
+impl Context {
+    pub fn data_plane(&self) -> DataPlane {
+        DataPlane {
+            account: self.account.clone(),
+            region: self.region.clone(),
+        }
+    }
+
+    pub fn read(path: &Path) -> anyhow::Result<Context> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("read the context {}", path.display()))
+            .hint("name an existing file with --context or OUTSTATION_CONTEXT")?;
+        toml::from_str(&text)
+            .with_context(|| format!("the context {} is not valid", path.display()))
+            .hint("compare it with the one that `outstation dev` writes")
+    }
+
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = toml::to_string(self).context("write the context as TOML")?;
+        write_atomically(path, text.as_bytes()).context("write the context")
+    }
+}
+
+/// Where the context may be found, in order of preference.
+#[derive(Debug, Clone)]
+pub struct Search {
+    /// `--context` or `OUTSTATION_CONTEXT`: no other place is looked at.
+    pub explicit: Option<PathBuf>,
+    pub cwd: PathBuf,
+    pub home: Option<PathBuf>,
+}
+
+impl Search {
+    pub fn from_process(explicit: Option<PathBuf>) -> anyhow::Result<Search> {
+        let cwd = std::env::current_dir().context("find the current directory")?;
+        Ok(Search {
+            explicit,
+            cwd,
+            home: std::env::var_os("HOME").map(PathBuf::from),
+        })
+    }
+
+    fn candidates(&self) -> Vec<PathBuf> {
+        if let Some(path) = &self.explicit {
+            return vec![path.clone()];
+        }
+        self.cwd
+            .ancestors()
+            .map(|dir| dir.join(".outstation/context.toml"))
+            .chain(
+                self.home
+                    .iter()
+                    .map(|home| home.join(".config/outstation/context.toml")),
+            )
+            .collect()
+    }
+
+    pub fn find(&self) -> anyhow::Result<PathBuf> {
+        let mut candidates = self.candidates();
+        match candidates.iter().position(|path| path.is_file()) {
+            Some(index) => Ok(candidates.swap_remove(index)),
+            None => Err(Failure::new(
+                match &self.explicit {
+                    Some(path) => format!("there is no context at {}", path.display()),
+                    None => format!(
+                        "no context found: no .outstation/context.toml in {} or above",
+                        self.cwd.display()
+                    ),
+                },
+                "start `outstation dev`, which writes one, or name one with --context",
+            )
+            .into()),
+        }
+    }
+
+    pub fn load(&self) -> anyhow::Result<Context> {
+        Context::read(&self.find()?)
+    }
+}
+
+/// Readers see the old file or the new one, never half of one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    let mut file = tempfile::NamedTempFile::new_in(parent)
+        .with_context(|| format!("create a file in {}", parent.display()))?;
+    std::io::Write::write_all(&mut file, bytes)
+        .with_context(|| format!("write {}", path.display()))?;
+    file.persist(path)
+        .with_context(|| format!("rename to {}", path.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Context {
+        let endpoint = |port| Endpoint {
+            url: format!("https://127.0.0.1:{port}"),
+            ca: "/state/root.pem".into(),
+            server_name: "broker.outstation".into(),
+            token_file: "/state/token".into(),
+        };
+        Context {
+            tenant: TenantId::try_from("dev").expect("valid"),
+            account: AccountId::try_from("123456789012").expect("valid"),
+            region: Region::try_from("eu-central-1").expect("valid"),
+            python: "/venv/bin/python".into(),
+            artifacts: "/store".into(),
+            broker: endpoint(1),
+            callers: Some(endpoint(2)),
+        }
+    }
+
+    #[test]
+    fn the_nearest_context_is_found_and_an_explicit_one_is_the_only_one() {
+        let root = tempfile::tempdir().expect("a directory");
+        let deep = root.path().join("a/b");
+        fs::create_dir_all(&deep).expect("directories");
+        let search = |explicit: Option<PathBuf>| Search {
+            explicit,
+            cwd: deep.clone(),
+            home: Some(root.path().join("home")),
+        };
+        assert!(search(None).find().is_err());
+
+        let home = root.path().join("home/.config/outstation/context.toml");
+        context().write(&home).expect("written");
+        assert_eq!(search(None).find().expect("found"), home);
+
+        let near = root.path().join("a/.outstation/context.toml");
+        context().write(&near).expect("written");
+        assert_eq!(search(None).find().expect("found"), near);
+        assert_eq!(search(None).load().expect("read"), context());
+
+        let missing = root.path().join("missing.toml");
+        let error = search(Some(missing))
+            .find()
+            .expect_err("explicit and missing");
+        assert!(
+            error.to_string().starts_with("there is no context at"),
+            "{error}"
+        );
+    }
+}

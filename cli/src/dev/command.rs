@@ -1,0 +1,351 @@
+//! The verb `dev`: start the system, apply, call, show; then stay up until told to end.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use outstation_protocol::model::GroupKind;
+
+use super::departures::Departures;
+use super::layout::Layout;
+use super::load::Load;
+use super::report::Report;
+use super::system::{DevOptions, DevSystem, log_tails};
+use crate::apply::{self, ApplyOptions, Outcome};
+use crate::args;
+use crate::artifacts::Repo;
+use crate::call::since;
+use crate::clock;
+use crate::message::{Failure, Hint as _};
+use crate::progress;
+use crate::values::row_to_json;
+
+/// First nodes on a cold, loaded machine; ten seconds are usual, one is possible.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const LOG_LINES: usize = 20;
+
+pub async fn run(verb: args::Dev, context_path: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let mut ended = Ended::new()?;
+    let started = clock::now();
+    let bin_dir = std::env::current_exe().context("find this program")?;
+    let bin_dir = bin_dir
+        .parent()
+        .context("find this program's folder")?
+        .to_owned();
+    let options = DevOptions::new(bin_dir, &verb.state, find_python(verb.python.clone())?);
+    let layout = Layout::new(&verb.state)?;
+
+    let (system, run) = tokio::select! {
+        // Dropping what has been started so far ends it.
+        () = ended.wait() => return Ok(interrupted()),
+        begun = begin(&verb, options, &layout) => match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                eprint!("{}", log_tails(&layout, LOG_LINES));
+                return Err(error);
+            }
+        },
+    };
+    let extra = extra_context(&layout, context_path);
+    if let Some(extra) = &extra {
+        system.context().write(extra)?;
+    }
+    let outcome = tokio::select! {
+        () = ended.wait() => Ok(None),
+        outcome = use_it(&verb, &system, &run, started) => outcome.map(Some),
+    };
+    let code = match &outcome {
+        Ok(Some(report)) if verb.once => {
+            let complaints = report.complaints();
+            for complaint in &complaints {
+                eprintln!("failed: {complaint}");
+            }
+            if complaints.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Ok(Some(_)) => {
+            what_next(&verb, &system, &run);
+            stay(&mut ended, &system).await;
+            ExitCode::SUCCESS
+        }
+        Ok(None) => interrupted(),
+        Err(_) => ExitCode::FAILURE,
+    };
+    if code != ExitCode::SUCCESS && !matches!(outcome, Ok(None)) {
+        eprint!("{}", log_tails(&layout, LOG_LINES));
+        eprintln!("the logs are in {}", layout.logs().display());
+    }
+    let spinner = progress::spinner("shutting down");
+    let shutdown = system.shutdown().await;
+    drop(spinner);
+    if let Some(extra) = &extra {
+        // Nothing answers there any more; a second `dev` may have put its own in place by now.
+        let ours = std::fs::read(extra).ok() == std::fs::read(layout.context()).ok();
+        if ours {
+            let _ = std::fs::remove_file(extra);
+        }
+    }
+    outcome?;
+    shutdown?;
+    Ok(code)
+}
+
+/// What is known of the declarations and the data when the system is up.
+struct Run {
+    repo: Repo,
+    departures: Departures,
+}
+
+async fn begin(
+    verb: &args::Dev,
+    options: DevOptions,
+    layout: &Layout,
+) -> anyhow::Result<(DevSystem, Run)> {
+    let spinner = progress::spinner("starting the simulated AWS, broker and account agent");
+    let python = options.python.clone();
+    let store = layout.store();
+    let cache = layout.state.join("cache");
+    let prepare = async {
+        let repo = Repo::load(&python, &verb.dir).await?;
+        repo.write(&store).await?;
+        anyhow::Ok(repo)
+    };
+    let (system, repo, departures) = tokio::try_join!(
+        DevSystem::start(options),
+        prepare,
+        Departures::load(&python, &verb.dir, &cache),
+    )?;
+    drop(spinner);
+    Ok((system, Run { repo, departures }))
+}
+
+async fn use_it(
+    verb: &args::Dev,
+    system: &DevSystem,
+    run: &Run,
+    started: Instant,
+) -> anyhow::Result<Report> {
+    eprintln!("The system is up after {}.", since(started));
+    let options = ApplyOptions {
+        yes: false,
+        confirm_destroy: None,
+        follow: Some(READY_TIMEOUT),
+        interactive: false,
+    };
+    let mut out = std::io::stderr();
+    match apply::apply_repo(system.context(), &run.repo, &options, &mut out).await? {
+        Outcome::Followed(followed) if !followed.all_converged() => {
+            return Err(Failure::new(
+                format!(
+                    "not everything converged: {}",
+                    apply::outcome_text(&followed)
+                ),
+                format!("the logs are in {}", system.layout().logs().display()),
+            )
+            .into());
+        }
+        Outcome::Followed(_) | Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) => {}
+    }
+    for group in run
+        .repo
+        .manifest
+        .groups
+        .iter()
+        .filter(|group| group.kind == GroupKind::Transform)
+    {
+        let wanted = group.scaling.nodes_max();
+        let spinner = progress::spinner(format!(
+            "waiting for {wanted} ready nodes of {}",
+            group.name
+        ));
+        system
+            .wait_group(&group.name, READY_TIMEOUT, |view| {
+                view.status.as_ref().is_some_and(|status| {
+                    status.desired_nodes == wanted && status.ready_nodes == wanted
+                })
+            })
+            .await?;
+        drop(spinner);
+        eprintln!(
+            "{}: {wanted} nodes ready after {}.",
+            group.name,
+            since(started)
+        );
+    }
+    let report = drive(verb, system, run, started).await?;
+    if verb.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(report)
+}
+
+async fn drive(
+    verb: &args::Dev,
+    system: &DevSystem,
+    run: &Run,
+    started: Instant,
+) -> anyhow::Result<Report> {
+    let calls = usize::try_from(verb.calls).context("that many calls")?;
+    let manifest = &run.repo.manifest;
+    let loads = Load::of_manifest(manifest, calls, |count| {
+        run.departures.rows(count).collect()
+    })?;
+    let total: usize = loads.iter().map(|load| load.rows.len()).sum();
+    eprintln!(
+        "Calling with {total} of {} departures.",
+        run.departures.len()
+    );
+    let bar = progress::bar(total as u64, "calls");
+    let mut report = Report::default();
+    let mut first = true;
+    for load in loads {
+        let nodes = manifest
+            .groups
+            .iter()
+            .find(|group| group.name == load.group)
+            .map_or(1, |group| group.scaling.nodes_max());
+        let nodes = usize::try_from(nodes).context("that many nodes")?;
+        if std::mem::take(&mut first) {
+            let one = Load {
+                group: load.group.clone(),
+                target: load.target.clone(),
+                rows: load.rows.iter().take(1).cloned().collect(),
+            };
+            let hidden = indicatif::ProgressBar::hidden();
+            let answer = one
+                .drive(system.context(), nodes, READY_TIMEOUT, &hidden)
+                .await?;
+            if answer.errors() == 0 {
+                eprintln!("First answer after {}.", since(started));
+            }
+        }
+        let part = load
+            .drive(system.context(), nodes, READY_TIMEOUT, &bar)
+            .await?;
+        let elapsed = report.elapsed + part.elapsed;
+        report.merge(part);
+        report.elapsed = elapsed;
+    }
+    bar.finish_and_clear();
+    Ok(report)
+}
+
+fn what_next(verb: &args::Dev, system: &DevSystem, run: &Run) {
+    let program = std::env::current_exe().unwrap_or_else(|_| "outstation".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    let program = program.strip_prefix(&here).unwrap_or(&program).display();
+    let dir = verb.dir.display();
+    let context = match extra_context(system.layout(), None) {
+        Some(_) => String::new(),
+        None => format!(" --context {}", system.context_path().display()),
+    };
+    let line = |rest: String| eprintln!("  {program}{context} {rest}");
+    eprintln!("\nThe system stays up until Ctrl-C. To try in another terminal:");
+    line("get".into());
+    if let Some(group) = run.repo.manifest.groups.first() {
+        line(format!("describe {}", group.name));
+    }
+    let example = Load::of_manifest(&run.repo.manifest, 1, |count| {
+        run.departures.rows(count).collect()
+    });
+    if let Some((load, row)) = example.ok().as_ref().and_then(|loads| {
+        loads
+            .first()
+            .and_then(|load| Some((load, load.rows.first()?)))
+    }) {
+        let row = serde_json::Value::Object(row_to_json(row));
+        line(format!(
+            "call {} --declarations {dir} --row '{row}'",
+            load.target
+        ));
+    }
+    line(format!(
+        "plan {dir}     # after a change in {dir}/features.py; then apply"
+    ));
+    eprintln!("Logs: {}", system.layout().logs().display());
+}
+
+async fn stay(ended: &mut Ended, system: &DevSystem) {
+    loop {
+        tokio::select! {
+            () = ended.wait() => return,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                if system.is_broken() {
+                    eprintln!("error: the simulated AWS has died");
+                    eprintln!("hint: its log is {}", system.layout().logs().join("aws-sim.log").display());
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn interrupted() -> ExitCode {
+    // As shells count: 128 + SIGINT.
+    ExitCode::from(130)
+}
+
+/// The default state directory also gives the default context: `.outstation/context.toml`.
+fn extra_context(layout: &Layout, explicit: Option<PathBuf>) -> Option<PathBuf> {
+    let parent = layout.state.parent()?;
+    let default = layout.state.file_name()? == "dev" && parent.file_name()? == ".outstation";
+    explicit.or_else(|| default.then(|| parent.join("context.toml")))
+}
+
+fn find_python(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    let here = std::env::current_dir().context("find the current directory")?;
+    if let Some(python) = explicit {
+        return absolute(&here, &python);
+    }
+    let found = here
+        .ancestors()
+        .map(|dir| dir.join(".venv/bin/python"))
+        .find(|p| p.is_file());
+    found
+        .context("no .venv/bin/python here or above")
+        .hint("`cargo dev` makes one; or name an interpreter with --python")
+}
+
+/// Not resolved: a virtual environment's interpreter is a link whose place is what matters.
+fn absolute(here: &Path, path: &Path) -> anyhow::Result<PathBuf> {
+    let path = here.join(path);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let what = format!("there is no interpreter {}", path.display());
+    Err(Failure::new(what, "name one that has `outstation` and uv installed").into())
+}
+
+/// SIGINT, SIGTERM or SIGHUP.
+struct Ended {
+    signals: [tokio::signal::unix::Signal; 3],
+}
+
+impl Ended {
+    fn new() -> anyhow::Result<Ended> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        let signals = [
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ];
+        Ok(Ended { signals })
+    }
+
+    async fn wait(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! `outstation dev`: the whole system on one machine, with an example applied and driven.
+
+pub mod command;
+pub mod departures;
+pub mod layout;
+pub mod load;
+pub mod report;
+pub mod services;
+mod sim;
+pub mod slot;
+pub mod system;
+
+pub use layout::DevGuardrails;
+pub use system::{DevOptions, DevSystem, ServiceName, SimInstance};

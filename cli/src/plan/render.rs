@@ -1,0 +1,194 @@
+//! A plan as a person reads it, and as JSON.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use outstation_protocol::ids::{Digest, EnvironmentName, GroupName};
+use outstation_protocol::model::{GroupKind, GroupSpec, Scaling};
+
+use super::{Change, Counts, FieldChange, Plan, counted};
+
+/// One line per environment and group that changes, and a closing sentence.
+pub fn text(plan: &Plan) -> String {
+    let mut out = String::new();
+    for (name, environment) in &plan.new_environments {
+        let packages = match environment.packages {
+            0 => String::new(),
+            count => format!(", {}", counted(count as u64, "package")),
+        };
+        line(
+            &mut out,
+            '+',
+            "environment",
+            name.as_str(),
+            &format!(
+                "{}  python {}, outstation {}{packages}",
+                environment.digest.short(),
+                environment.python,
+                environment.outstation
+            ),
+        );
+    }
+    for (name, change) in &plan.changes {
+        let row = |out: &mut String, sign, spec: &GroupSpec, what: &str| {
+            line(out, sign, &spec.kind.to_string(), name.as_str(), what);
+        };
+        match change {
+            Change::Create { spec } => row(&mut out, '+', spec, &summary(spec)),
+            Change::Update { spec, fields } => {
+                let fields: Vec<String> = fields
+                    .iter()
+                    .map(|change| format!("{} {} -> {}", change.field, change.from, change.to))
+                    .collect();
+                row(&mut out, '~', spec, &fields.join(", "));
+            }
+            Change::Retry { spec, refused } => {
+                row(
+                    &mut out,
+                    '~',
+                    spec,
+                    &format!("as declared, asked again: refused by {refused}"),
+                );
+            }
+            Change::Destroy { spec } => {
+                row(
+                    &mut out,
+                    '-',
+                    spec,
+                    &format!("{}, no longer declared", summary(spec)),
+                );
+            }
+            Change::Forbidden { spec } => {
+                row(
+                    &mut out,
+                    '!',
+                    spec,
+                    "no longer declared, but protected by prevent_destroy",
+                );
+            }
+            Change::Unchanged { .. } => {}
+        }
+    }
+    out.push_str(&closing(plan));
+    out.push('\n');
+    out
+}
+
+fn line(out: &mut String, sign: char, kind: &str, name: &str, what: &str) {
+    writeln!(out, "{sign} {kind:<12} {name:<14} {what}").expect("writing to a string");
+}
+
+/// `3 nodes, environment flights`.
+fn summary(spec: &GroupSpec) -> String {
+    let nodes = match spec.scaling {
+        Scaling::Provisioned { desired_nodes } => counted(desired_nodes, "node"),
+    };
+    format!("{nodes}, environment {}", spec.environment.name)
+}
+
+fn closing(plan: &Plan) -> String {
+    let Counts {
+        create,
+        update,
+        destroy,
+        forbidden,
+        unchanged,
+    } = plan.counts();
+    let groups = |count: usize| counted(count as u64, "group");
+    if plan.is_empty() {
+        return match unchanged {
+            0 => "Nothing is declared and nothing is there.".into(),
+            count => format!("Nothing to do: {} as declared.", groups(count)),
+        };
+    }
+    let mut parts = Vec::new();
+    if create > 0 {
+        let environments = match plan.new_environments.len() {
+            0 => String::new(),
+            count => format!("{}, ", counted(count as u64, "environment")),
+        };
+        parts.push(format!("{environments}{} to create", groups(create)));
+    }
+    for (count, what) in [
+        (update, "to update"),
+        (destroy, "to destroy"),
+        (forbidden, "protected"),
+        (unchanged, "unchanged"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{} {what}", groups(count)));
+        }
+    }
+    format!("{}.", parts.join("; "))
+}
+
+#[derive(Serialize)]
+struct PlanJson<'a> {
+    new_environments: Vec<EnvironmentJson<'a>>,
+    changes: Vec<ChangeJson<'a>>,
+    counts: Counts,
+}
+
+#[derive(Serialize)]
+struct EnvironmentJson<'a> {
+    name: &'a EnvironmentName,
+    #[serde(flatten)]
+    environment: &'a super::DeclaredEnvironment,
+}
+
+#[derive(Serialize)]
+struct ChangeJson<'a> {
+    action: &'static str,
+    group: &'a GroupName,
+    kind: GroupKind,
+    nodes: u32,
+    environment: &'a EnvironmentName,
+    environment_digest: Digest,
+    bundle: Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fields: Option<&'a [FieldChange]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<&'a str>,
+}
+
+pub fn json(plan: &Plan) -> String {
+    let changes = plan
+        .changes
+        .iter()
+        .map(|(group, change)| {
+            let (action, spec, fields, refused) = match change {
+                Change::Create { spec } => ("create", spec, None, None),
+                Change::Update { spec, fields } => ("update", spec, Some(fields.as_slice()), None),
+                Change::Retry { spec, refused } => ("retry", spec, None, Some(refused.as_str())),
+                Change::Destroy { spec } => ("destroy", spec, None, None),
+                Change::Forbidden { spec } => ("forbidden", spec, None, None),
+                Change::Unchanged { spec } => ("unchanged", spec, None, None),
+            };
+            ChangeJson {
+                action,
+                group,
+                kind: spec.kind,
+                nodes: spec.scaling.nodes_max(),
+                environment: &spec.environment.name,
+                environment_digest: spec.environment.digest,
+                bundle: spec.bundle,
+                fields,
+                refused,
+            }
+        })
+        .collect();
+    let new_environments = plan
+        .new_environments
+        .iter()
+        .map(|(name, environment)| EnvironmentJson { name, environment })
+        .collect();
+    let plan = PlanJson {
+        new_environments,
+        changes,
+        counts: plan.counts(),
+    };
+    let mut text = serde_json::to_string_pretty(&plan).expect("a plan always serializes");
+    text.push('\n');
+    text
+}

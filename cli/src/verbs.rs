@@ -1,0 +1,184 @@
+//! Each verb: load the context, do it, print. What they print on standard output is their data.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::admin::Admin;
+use crate::apply::{self, ApplyOptions, Outcome};
+use crate::args::{Args, Follow, Verb};
+use crate::artifacts::Repo;
+use crate::call;
+use crate::clock;
+use crate::context::Search;
+use crate::dev;
+use crate::follow::{Fate, Followed};
+use crate::message::Failure;
+use crate::plan::{self, render};
+use crate::show;
+
+/// `plan`: there is something to do. (Exit code 1 is an error.)
+const EXIT_CHANGES: u8 = 2;
+
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let search = Search::from_process(args.context)?;
+    match args.verb {
+        Verb::Dev(verb) => dev::command::run(verb, search.explicit).await,
+        Verb::Plan(verb) => {
+            let context = search.load()?;
+            let admin = async { Admin::connect(&context).await?.newest().await };
+            let (repo, newest) = tokio::try_join!(Repo::load(&context.python, &verb.dir), admin)?;
+            let plan = plan::plan(&repo.declared()?, &newest);
+            print!(
+                "{}",
+                if verb.json {
+                    render::json(&plan)
+                } else {
+                    render::text(&plan)
+                }
+            );
+            if let Some(group) = plan.forbidden().first() {
+                return Err(Failure::new(
+                    format!("{group} would be destroyed, but prevent_destroy protects it"),
+                    "declare it with prevent_destroy=False, apply that, then remove it",
+                )
+                .into());
+            }
+            Ok(if plan.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(EXIT_CHANGES)
+            })
+        }
+        Verb::Apply(verb) => {
+            let context = search.load()?;
+            let options = apply_options(&verb.follow);
+            let mut out = plan_out(&verb.follow);
+            let outcome = apply::apply(&context, &verb.dir, &options, &mut *out).await?;
+            finish(outcome, &verb.follow)
+        }
+        Verb::Destroy(verb) => {
+            let context = search.load()?;
+            let options = apply_options(&verb.follow);
+            let mut out = plan_out(&verb.follow);
+            let outcome =
+                apply::destroy(&context, verb.group.as_ref(), &options, &mut *out).await?;
+            finish(outcome, &verb.follow)
+        }
+        Verb::Describe(verb) => {
+            let context = search.load()?;
+            let group = Admin::connect(&context).await?.group(&verb.group).await?;
+            if verb.json {
+                println!("{}", serde_json::to_string_pretty(&group)?);
+            } else {
+                print!("{}", show::describe(&group, clock::now_unix_secs()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Get(verb) => {
+            let context = search.load()?;
+            let groups = Admin::connect(&context).await?.groups().await?;
+            if verb.json {
+                println!("{}", serde_json::to_string_pretty(&groups)?);
+            } else {
+                print!("{}", show::groups(&groups, clock::now_unix_secs()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Agents(verb) => {
+            let context = search.load()?;
+            let agents = Admin::connect(&context).await?.agents().await?;
+            if verb.json {
+                println!("{}", show::agents_json(&agents));
+            } else {
+                print!("{}", show::agents(&agents, clock::now_unix_secs()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Call(verb) => call::run(&search.load()?, &verb).await,
+        Verb::Supervise(_) => unreachable!("taken before the runtime starts"),
+    }
+}
+
+fn apply_options(follow: &Follow) -> ApplyOptions {
+    ApplyOptions {
+        yes: follow.yes,
+        confirm_destroy: follow.confirm_destroy,
+        follow: (!follow.no_wait).then(|| Duration::from_secs(follow.timeout)),
+        interactive: ApplyOptions::is_interactive(),
+    }
+}
+
+fn plan_out(follow: &Follow) -> Box<dyn std::io::Write + Send> {
+    if follow.json {
+        Box::new(std::io::stderr())
+    } else {
+        Box::new(std::io::stdout())
+    }
+}
+
+fn finish(outcome: Outcome, follow: &Follow) -> anyhow::Result<ExitCode> {
+    if follow.json {
+        println!("{}", outcome_json(&outcome));
+    }
+    std::io::stdout().flush()?;
+    Ok(match outcome {
+        Outcome::NothingToDo | Outcome::Put(_) => ExitCode::SUCCESS,
+        Outcome::Declined => {
+            eprintln!("Nothing was changed.");
+            ExitCode::FAILURE
+        }
+        Outcome::Followed(followed) if followed.all_converged() => ExitCode::SUCCESS,
+        Outcome::Followed(_) => ExitCode::FAILURE,
+    })
+}
+
+fn outcome_json(outcome: &Outcome) -> serde_json::Value {
+    use serde_json::{Map, Value, json};
+    let group = |outcome: &str, more: Value| {
+        let mut object = Map::new();
+        object.insert("outcome".into(), outcome.into());
+        if let Value::Object(more) = more {
+            object.extend(more);
+        }
+        Value::Object(object)
+    };
+    let mut groups = Map::new();
+    match outcome {
+        Outcome::NothingToDo | Outcome::Declined => {}
+        Outcome::Put(put) => {
+            for (name, generation) in put {
+                groups.insert(
+                    name.to_string(),
+                    group("put", json!({"generation": generation})),
+                );
+            }
+        }
+        Outcome::Followed(Followed { fates, pending }) => {
+            for (name, fate) in fates {
+                let entry = match fate {
+                    Fate::Converged => group("converged", json!({})),
+                    Fate::Refused(refused) => group("refused", json!(refused)),
+                    Fate::Superseded(by) => group("superseded", json!({"by": by})),
+                };
+                groups.insert(name.to_string(), entry);
+            }
+            for (name, generation) in pending {
+                groups.insert(
+                    name.to_string(),
+                    group("pending", json!({"generation": generation})),
+                );
+            }
+        }
+    }
+    json!({"changed": !groups.is_empty(), "groups": groups})
+}
+
+/// The folder whose declarations a call is typed by, if there is one.
+pub fn declarations_dir(explicit: Option<&PathBuf>) -> Option<PathBuf> {
+    let here = PathBuf::from(".");
+    explicit
+        .cloned()
+        .or_else(|| here.join("features.py").is_file().then_some(here))
+}
