@@ -1,0 +1,559 @@
+//! The balanced client: one set of endpoints in, calls spread over it.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use outstation_api::NOT_STARTED;
+use outstation_api::codec::BytesCodec;
+use outstation_api::transform::{CallRequest, CallResponse, ListTargetsResponse};
+use prost::Message;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::client::Grpc;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status};
+
+use crate::balance::{
+    self, Balance, Change, Ejection, Endpoint, EndpointId, EndpointView, Outcome,
+};
+use crate::clock;
+use crate::connection::{self, SendError, Sender};
+use crate::errors::chain;
+
+/// The largest message that a server takes and gives.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The server answers at the deadline, and says which function was too slow; for this long after it
+/// that answer is still awaited.
+const ANSWER_GRACE: Duration = Duration::from_millis(100);
+const CALL: &str = "/outstation.transform.v1.Transform/Call";
+const LIST_TARGETS: &str = "/outstation.transform.v1.Transform/ListTargets";
+
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    pub balance: balance::Config,
+    /// Further tries of a call that was not started. Two: a third server that refuses as well says
+    /// that the group is in trouble, not the server.
+    pub retries_max: usize,
+    /// How long a call waits for a first usable endpoint, if its deadline allows.
+    pub wait_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            balance: balance::Config::default(),
+            retries_max: 2,
+            wait_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Who answered.
+#[derive(Debug, Clone)]
+pub struct EndpointUsed {
+    pub endpoint: Arc<Endpoint>,
+    /// 1 for an answer to the first try.
+    pub tries: usize,
+}
+
+/// Cheap to clone; connections close when the last clone is dropped and no call is in flight.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    config: Config,
+    _stop: Arc<DropGuard>,
+}
+
+/// What the client's tasks share. The lock is held for a few map operations, never across a wait.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Something may have become usable.
+    changed: Notify,
+}
+
+struct State {
+    balance: Balance,
+    connections: BTreeMap<EndpointId, Connection>,
+}
+
+struct Connection {
+    endpoint: Arc<Endpoint>,
+    sender: Option<Sender>,
+    /// Why there is no sender.
+    down: String,
+    /// Room for one: an endpoint is not ejected again before it was asked how it is.
+    ejections: mpsc::Sender<Ejection>,
+    task: AbortHandle,
+}
+
+/// One try on one endpoint. Gives its place back when it is dropped.
+struct Picked<'a> {
+    shared: &'a Shared,
+    id: EndpointId,
+    endpoint: Arc<Endpoint>,
+    sender: Sender,
+    outcome: Outcome,
+}
+
+impl Client {
+    /// Follows `endpoints`; when its sender is gone, the last set stays. Needs a tokio runtime.
+    pub fn new(endpoints: watch::Receiver<Vec<Endpoint>>, config: Config) -> Client {
+        let seed = rand::random();
+        let state = State {
+            balance: Balance::new(config.balance, seed),
+            connections: BTreeMap::new(),
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        });
+        let stop = CancellationToken::new();
+        tokio::spawn(follow(shared.clone(), endpoints, stop.clone()));
+        Client {
+            shared,
+            config,
+            _stop: Arc::new(stop.drop_guard()),
+        }
+    }
+
+    /// Evaluates one request.
+    pub async fn call(
+        &self,
+        request: &CallRequest,
+        timeout: Duration,
+    ) -> Result<(CallResponse, EndpointUsed), Status> {
+        let deadline = clock::now() + timeout;
+        let (answer, used) = self
+            .call_bytes(request.encode_to_vec().into(), deadline)
+            .await?;
+        let decoded = CallResponse::decode(answer);
+        Ok((
+            decoded.map_err(|error| Status::internal(format!("not a CallResponse: {error}")))?,
+            used,
+        ))
+    }
+
+    /// The same for those who encode and decode themselves: `CallRequest` in, `CallResponse` out.
+    ///
+    /// A status that came from a server is passed on as it is. `UNAVAILABLE`: no endpoint was usable, or
+    /// the connection broke while the call ran (which is not repeated, as it may have been started).
+    pub async fn call_bytes(
+        &self,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<(Bytes, EndpointUsed), Status> {
+        self.unary(CALL, request, deadline).await
+    }
+
+    /// What the group can evaluate, as one of its servers says.
+    pub async fn list_targets(&self, timeout: Duration) -> Result<ListTargetsResponse, Status> {
+        let (answer, _) = self
+            .unary(LIST_TARGETS, Bytes::new(), clock::now() + timeout)
+            .await?;
+        ListTargetsResponse::decode(answer)
+            .map_err(|error| Status::internal(format!("not a ListTargetsResponse: {error}")))
+    }
+
+    /// The endpoints and what is known of them, in the order in which they came.
+    pub fn endpoints(&self) -> Vec<EndpointView> {
+        self.shared.lock().balance.view()
+    }
+
+    async fn unary(
+        &self,
+        path: &'static str,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<(Bytes, EndpointUsed), Status> {
+        let mut tried = Vec::new();
+        let mut picked = self.first(deadline).await?;
+        loop {
+            tried.push(picked.id);
+            let status = match picked.send(path, request.clone(), deadline).await {
+                Ok(answer) => {
+                    let used = EndpointUsed {
+                        endpoint: picked.endpoint.clone(),
+                        tries: tried.len(),
+                    };
+                    return Ok((answer, used));
+                }
+                Err(status) => status,
+            };
+            let (verdict, status) = judge(status, &picked.endpoint);
+            picked.outcome = verdict.outcome;
+            drop(picked);
+            if !verdict.not_started
+                || tried.len() > self.config.retries_max
+                || clock::now() >= deadline
+            {
+                return Err(status);
+            }
+            match self.shared.pick_again(&tried) {
+                Some(next) => picked = next,
+                None => return Err(status),
+            }
+        }
+    }
+
+    /// Waits for an endpoint if there is none yet.
+    async fn first(&self, deadline: Instant) -> Result<Picked<'_>, Status> {
+        let wait_until = deadline.min(clock::now() + self.config.wait_max);
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Some(picked) = self.shared.pick_first() {
+                return Ok(picked);
+            }
+            if timeout_at(wait_until.into(), changed).await.is_err() {
+                let mut status = Status::unavailable(self.shared.why_none());
+                status
+                    .metadata_mut()
+                    .insert(NOT_STARTED, MetadataValue::from_static("1"));
+                return Err(status);
+            }
+        }
+    }
+}
+
+impl Picked<'_> {
+    async fn send(
+        &mut self,
+        path: &'static str,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, Status> {
+        let mut request = Request::new(request);
+        request.metadata_mut().insert(
+            "grpc-timeout",
+            grpc_timeout(deadline.saturating_duration_since(clock::now())),
+        );
+        let mut grpc = Grpc::with_origin(self.sender.clone(), self.sender.origin.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let path = http::uri::PathAndQuery::from_static(path);
+        let response = grpc.unary(request, path, BytesCodec);
+        match timeout_at((deadline + ANSWER_GRACE).into(), response).await {
+            Ok(Ok(response)) => {
+                self.outcome = Outcome::Answered;
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(Silence.into()),
+        }
+    }
+}
+
+impl Drop for Picked<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(ejection) = state.balance.finish(self.id, self.outcome, clock::now())
+            && let Some(connection) = state.connections.get(&self.id)
+        {
+            // Full only if the last one was not taken yet, which serves as well.
+            let _ = connection.ejections.try_send(ejection);
+        }
+    }
+}
+
+impl Shared {
+    fn pick_first(&self) -> Option<Picked<'_>> {
+        let mut state = self.lock();
+        let id = state.balance.pick(&[])?;
+        state.balance.earn_retry();
+        self.picked(&mut state, id)
+    }
+
+    fn pick_again(&self, tried: &[EndpointId]) -> Option<Picked<'_>> {
+        let mut state = self.lock();
+        let id = state.balance.pick_retry(tried)?;
+        self.picked(&mut state, id)
+    }
+
+    fn picked(&self, state: &mut State, id: EndpointId) -> Option<Picked<'_>> {
+        let usable = state
+            .connections
+            .get(&id)
+            .and_then(|connection| Some((connection.sender.clone()?, connection.endpoint.clone())));
+        let Some((sender, endpoint)) = usable else {
+            state.balance.finish(id, Outcome::Neutral, clock::now());
+            return None;
+        };
+        Some(Picked {
+            shared: self,
+            id,
+            endpoint,
+            sender,
+            outcome: Outcome::Neutral,
+        })
+    }
+
+    pub(crate) fn set_up(&self, id: EndpointId, sender: Sender) {
+        let mut state = self.lock();
+        if let Some(connection) = state.connections.get_mut(&id) {
+            connection.sender = Some(sender);
+            state.balance.handle_up(id, clock::now());
+            drop(state);
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub(crate) fn set_down(&self, id: EndpointId, reason: &str) {
+        let mut state = self.lock();
+        state.balance.handle_down(id);
+        if let Some(connection) = state.connections.get_mut(&id) {
+            connection.sender = None;
+            reason.clone_into(&mut connection.down);
+        }
+    }
+
+    pub(crate) fn probe_failed(&self, id: EndpointId) -> Option<Ejection> {
+        self.lock().balance.handle_probe_failed(id, clock::now())
+    }
+
+    pub(crate) fn random(&self) -> f64 {
+        self.lock().balance.random()
+    }
+
+    fn why_none(&self) -> String {
+        let state = self.lock();
+        match state.connections.values().next() {
+            None => "the group has no endpoints".to_owned(),
+            Some(connection) => {
+                let Connection { endpoint, down, .. } = connection;
+                let count = state.connections.len();
+                format!(
+                    "none of {count} endpoints is usable; {} ({}): {down}",
+                    endpoint.instance, endpoint.address
+                )
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock would be a bug of ours; the state is still one that calls can use.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the set what the channel says, until the client is dropped.
+async fn follow(
+    shared: Arc<Shared>,
+    mut endpoints: watch::Receiver<Vec<Endpoint>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let set = endpoints.borrow_and_update().clone();
+        apply(&shared, &set);
+        let changed = tokio::select! {
+            changed = endpoints.changed() => changed.is_ok(),
+            () = stop.cancelled() => break,
+        };
+        if !changed {
+            // Nobody will say anything more; what was said last holds.
+            stop.cancelled().await;
+            break;
+        }
+    }
+    apply(&shared, &[]);
+}
+
+fn apply(shared: &Arc<Shared>, set: &[Endpoint]) {
+    let mut state = shared.lock();
+    for change in state.balance.set_endpoints(set) {
+        match change {
+            Change::Added(id, endpoint) => {
+                let (ejections, ejected) = mpsc::channel(1);
+                let task = tokio::spawn(connection::keep(
+                    shared.clone(),
+                    id,
+                    endpoint.clone(),
+                    ejected,
+                ));
+                let connection = Connection {
+                    endpoint: Arc::new(endpoint),
+                    sender: None,
+                    down: "not connected yet".to_owned(),
+                    ejections,
+                    task: task.abort_handle(),
+                };
+                state.connections.insert(id, connection);
+            }
+            Change::Removed(id) => {
+                if let Some(connection) = state.connections.remove(&id) {
+                    connection.task.abort();
+                }
+            }
+        }
+    }
+}
+
+/// The server said nothing by the deadline.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer")]
+struct Silence;
+
+impl From<Silence> for Status {
+    fn from(silence: Silence) -> Status {
+        let mut status = Status::deadline_exceeded("the server did not answer before the deadline");
+        status.set_source(Arc::new(silence));
+        status
+    }
+}
+
+struct Verdict {
+    outcome: Outcome,
+    not_started: bool,
+}
+
+/// What a failed try says about its endpoint, and whether it is certain that it was not started.
+fn judge(status: Status, endpoint: &Endpoint) -> (Verdict, Status) {
+    let verdict = |outcome, not_started| Verdict {
+        outcome,
+        not_started,
+    };
+    let Some(cause) = status.source() else {
+        // The server's own words.
+        let not_started = status
+            .metadata()
+            .get(NOT_STARTED)
+            .is_some_and(|value| value == "1");
+        let outcome = match status.code() {
+            Code::Unavailable => Outcome::Failed,
+            Code::ResourceExhausted => Outcome::Neutral,
+            _ => Outcome::Answered,
+        };
+        return (verdict(outcome, not_started), status);
+    };
+    if cause.is::<Silence>() {
+        return (verdict(Outcome::Failed, false), status);
+    }
+    let not_started = never_left(cause);
+    let did = if not_started {
+        "before the call was started"
+    } else {
+        "while the call was running"
+    };
+    let Endpoint { instance, address } = endpoint;
+    let message = format!(
+        "the connection to {instance} ({address}) was lost {did}: {}",
+        chain(cause)
+    );
+    (
+        verdict(Outcome::Failed, not_started),
+        Status::unavailable(message),
+    )
+}
+
+/// Whether HTTP/2 itself says that the server did not process the request: it was never sent, its
+/// stream was refused, or it came after the last one of a graceful GOAWAY (RFC 9113, 6.8 and 8.7).
+fn never_left(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error
+            .downcast_ref::<SendError>()
+            .is_some_and(|error| error.not_sent)
+        {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            let going_away = error.is_go_away()
+                && error.is_remote()
+                && error.reason() == Some(h2::Reason::NO_ERROR);
+            return refused || going_away;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// At most eight digits: microseconds up to 99 s, milliseconds up to a day.
+fn grpc_timeout(left: Duration) -> MetadataValue<tonic::metadata::Ascii> {
+    let micros = left.as_micros();
+    let value = match micros {
+        0..=99_999_999 => format!("{micros}u"),
+        _ => format!("{}m", left.as_millis().min(99_999_999)),
+    };
+    value.parse().expect("digits and a letter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_as_grpc_writes_them() {
+        for (left, expected) in [
+            (Duration::ZERO, "0u"),
+            (Duration::from_micros(1500), "1500u"),
+            (Duration::from_secs(99), "99000000u"),
+            (Duration::from_secs(100), "100000m"),
+            (Duration::from_secs(1_000_000), "99999999m"),
+        ] {
+            assert_eq!(grpc_timeout(left), expected);
+        }
+    }
+
+    #[test]
+    fn what_may_be_repeated() {
+        let endpoint = Endpoint {
+            instance: "i-1".into(),
+            address: "127.0.0.1:1".into(),
+        };
+        let said = |code: Code, trailer: bool| {
+            let mut status = Status::new(code, "");
+            if trailer {
+                status
+                    .metadata_mut()
+                    .insert(NOT_STARTED, MetadataValue::from_static("1"));
+            }
+            status
+        };
+        let cases = [
+            (said(Code::Unavailable, true), Outcome::Failed, true),
+            (said(Code::Unavailable, false), Outcome::Failed, false),
+            (said(Code::ResourceExhausted, true), Outcome::Neutral, true),
+            (
+                said(Code::ResourceExhausted, false),
+                Outcome::Neutral,
+                false,
+            ),
+            (said(Code::Aborted, false), Outcome::Answered, false),
+            (
+                said(Code::DeadlineExceeded, false),
+                Outcome::Answered,
+                false,
+            ),
+            (said(Code::NotFound, false), Outcome::Answered, false),
+            (Silence.into(), Outcome::Failed, false),
+            (
+                Status::from_error(Box::new(h2::Error::from(h2::Reason::REFUSED_STREAM))),
+                Outcome::Failed,
+                true,
+            ),
+            (
+                Status::from_error(Box::new(h2::Error::from(h2::Reason::INTERNAL_ERROR))),
+                Outcome::Failed,
+                false,
+            ),
+            (
+                Status::from_error("broken pipe".into()),
+                Outcome::Failed,
+                false,
+            ),
+        ];
+        for (status, outcome, not_started) in cases {
+            let shown = format!("{status:?}");
+            let (verdict, _) = judge(status, &endpoint);
+            assert_eq!(
+                (verdict.outcome, verdict.not_started),
+                (outcome, not_started),
+                "{shown}"
+            );
+        }
+    }
+}
