@@ -66,17 +66,11 @@ pub struct Issued {
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     #[error("cannot read or write {path}")]
-    File {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     #[error("{path} is there, its key {key} is not")]
     NoKey { path: PathBuf, key: PathBuf },
     #[error("{path} cannot be read as a PEM file")]
-    Pem {
-        path: PathBuf,
-        source: rustls_pki_types::pem::Error,
-    },
+    Pem { path: PathBuf, source: rustls_pki_types::pem::Error },
     #[error("{path} and {key} do not belong together, or are damaged")]
     Mismatch { path: PathBuf, key: PathBuf },
     #[error("a certificate could not be made")]
@@ -119,19 +113,13 @@ impl Csr {
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der))
                 .map_err(CsrError::Invalid)?;
-        let allowed = [
-            &rcgen::PKCS_ECDSA_P256_SHA256,
-            &rcgen::PKCS_ECDSA_P384_SHA384,
-            &rcgen::PKCS_ED25519,
-        ];
+        let allowed =
+            [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
         if !allowed.contains(&request.public_key.algorithm()) {
             return Err(CsrError::Algorithm);
         }
         let key = Digest::of(&request.public_key.subject_public_key_info());
-        Ok(Csr {
-            public_key: request.public_key,
-            key,
-        })
+        Ok(Csr { public_key: request.public_key, key })
     }
 
     /// SHA-256 of the SubjectPublicKeyInfo.
@@ -143,23 +131,16 @@ impl Csr {
 impl Ca {
     /// Loads the root from `state`, or makes one there. `root.pem` is on disk afterwards.
     pub fn open(state: &Path, tenant: TenantId, now: OffsetDateTime) -> Result<Ca, CaError> {
-        files::ensure_private_dir(state).map_err(|source| CaError::File {
-            path: state.to_owned(),
-            source,
-        })?;
+        files::ensure_private_dir(state)
+            .map_err(|source| CaError::File { path: state.to_owned(), source })?;
         let path = state.join("root.pem");
         let key_path = state.join("root.key");
         let pem = read(&path)?;
         let key = match (read(&key_path)?, &pem) {
-            (Some(pem), _) => KeyPair::from_pem(&pem).map_err(|_| CaError::Mismatch {
-                path: path.clone(),
-                key: key_path.clone(),
-            })?,
+            (Some(pem), _) => KeyPair::from_pem(&pem)
+                .map_err(|_| CaError::Mismatch { path: path.clone(), key: key_path.clone() })?,
             (None, Some(_)) => {
-                return Err(CaError::NoKey {
-                    path,
-                    key: key_path,
-                });
+                return Err(CaError::NoKey { path, key: key_path });
             }
             (None, None) => {
                 // The key first: a crash in between leaves a key without certificate, from
@@ -173,33 +154,20 @@ impl Ca {
         let root_pem = match pem {
             Some(pem) => pem,
             None => {
-                let made = root_params(&tenant, now)
-                    .self_signed(&key)
-                    .map_err(CaError::Make)?;
+                let made = root_params(&tenant, now).self_signed(&key).map_err(CaError::Make)?;
                 write(&path, made.pem().as_bytes(), files::PUBLIC)?;
                 made.pem()
             }
         };
-        let root =
-            CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|source| CaError::Pem {
-                path: path.clone(),
-                source,
-            })?;
-        let mismatch = || CaError::Mismatch {
-            path: path.clone(),
-            key: key_path.clone(),
-        };
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes())
+            .map_err(|source| CaError::Pem { path: path.clone(), source })?;
+        let mismatch = || CaError::Mismatch { path: path.clone(), key: key_path.clone() };
         let (_, parsed) = x509_parser::parse_x509_certificate(&root).map_err(|_| mismatch())?;
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(mismatch());
         }
         let issuer = Issuer::from_ca_cert_der(&root, key).map_err(CaError::Make)?;
-        Ok(Ca {
-            tenant,
-            root,
-            root_pem,
-            issuer,
-        })
+        Ok(Ca { tenant, root, root_pem, issuer })
     }
 
     pub fn root(&self) -> &CertificateDer<'static> {
@@ -220,9 +188,7 @@ impl Ca {
             SanType::IpAddress(Ipv4Addr::LOCALHOST.into()),
             SanType::IpAddress(Ipv6Addr::LOCALHOST.into()),
         ];
-        let certificate = params
-            .signed_by(&key, &self.issuer)
-            .map_err(CaError::Make)?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(CaError::Make)?;
         Ok(ServerIdentity {
             certificate_pem: certificate.pem(),
             certificate: certificate.der().clone(),
@@ -244,14 +210,9 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let uri = identity.to_string().try_into().map_err(CaError::Make)?;
         params.subject_alt_names = vec![SanType::URI(uri)];
-        let serial = params
-            .serial_number
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string);
+        let serial = params.serial_number.as_ref().map_or_else(String::new, ToString::to_string);
         let expires_at = params.not_after.unix_timestamp();
-        let certificate = params
-            .signed_by(&csr.public_key, &self.issuer)
-            .map_err(CaError::Make)?;
+        let certificate = params.signed_by(&csr.public_key, &self.issuer).map_err(CaError::Make)?;
         Ok(Issued {
             chain: vec![certificate.der().clone()],
             identity,
@@ -262,11 +223,8 @@ impl Ca {
 }
 
 fn root_params(tenant: &TenantId, now: OffsetDateTime) -> CertificateParams {
-    let mut params = leaf_params(
-        &format!("Outstation broker root of {tenant}"),
-        now,
-        ROOT_LIFETIME,
-    );
+    let mut params =
+        leaf_params(&format!("Outstation broker root of {tenant}"), now, ROOT_LIFETIME);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -294,17 +252,12 @@ fn serial_number() -> SerialNumber {
 }
 
 fn read(path: &Path) -> Result<Option<String>, CaError> {
-    files::read_if_present(path).map_err(|source| CaError::File {
-        path: path.to_owned(),
-        source,
-    })
+    files::read_if_present(path).map_err(|source| CaError::File { path: path.to_owned(), source })
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
-    files::write_durably(path, bytes, mode).map_err(|source| CaError::File {
-        path: path.to_owned(),
-        source,
-    })
+    files::write_durably(path, bytes, mode)
+        .map_err(|source| CaError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -315,17 +268,11 @@ mod tests {
     use super::*;
 
     fn open(state: &Path) -> Result<Ca, CaError> {
-        Ca::open(
-            state,
-            TenantId::try_from("dev").expect("valid"),
-            OffsetDateTime::UNIX_EPOCH,
-        )
+        Ca::open(state, TenantId::try_from("dev").expect("valid"), OffsetDateTime::UNIX_EPOCH)
     }
 
     fn reason(result: Result<Ca, CaError>) -> String {
-        result
-            .err()
-            .map_or_else(|| "opened".into(), |error| error.to_string())
+        result.err().map_or_else(|| "opened".into(), |error| error.to_string())
     }
 
     #[test]
@@ -335,24 +282,15 @@ mod tests {
         let root = open(&state).expect("a first start").root_pem().to_owned();
         assert_eq!(open(&state).expect("a second start").root_pem(), root);
         for (file, mode) in [("", 0o700), ("root.key", 0o600), ("root.pem", 0o644)] {
-            let found = fs::metadata(state.join(file))
-                .expect("metadata")
-                .permissions()
-                .mode();
+            let found = fs::metadata(state.join(file)).expect("metadata").permissions().mode();
             assert_eq!(found & 0o777, mode, "{file:?}");
         }
 
         let key = fs::read(state.join("root.key")).expect("read the key");
         fs::remove_file(state.join("root.key")).expect("lose the key");
-        assert!(
-            reason(open(&state)).contains("is not"),
-            "a lost key is no reason for a new root"
-        );
-        fs::write(
-            state.join("root.key"),
-            KeyPair::generate().expect("a key").serialize_pem(),
-        )
-        .expect("another key");
+        assert!(reason(open(&state)).contains("is not"), "a lost key is no reason for a new root");
+        fs::write(state.join("root.key"), KeyPair::generate().expect("a key").serialize_pem())
+            .expect("another key");
         assert!(reason(open(&state)).contains("do not belong together"));
 
         // As after a crash between the two files.
@@ -364,9 +302,7 @@ mod tests {
     #[test]
     fn a_request_must_be_signed_by_its_own_key() {
         let key = KeyPair::generate().expect("a key");
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .expect("a request");
+        let request = CertificateParams::default().serialize_request(&key).expect("a request");
         let good = request.der().to_vec();
         let csr = Csr::verify(&good).expect("a good request");
         assert_eq!(*csr.key(), Digest::of(&key.subject_public_key_info()));

@@ -38,15 +38,9 @@ pub struct AdminConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read the configuration {path}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("the configuration {path} is not valid")]
-    Parse {
-        path: PathBuf,
-        source: Box<toml::de::Error>,
-    },
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
     #[error("the admin API would listen on {listen}, which others can reach")]
     AdminNotLoopback { listen: SocketAddr },
     #[error("data plane {data_plane} is named twice")]
@@ -75,10 +69,8 @@ impl ConfigError {
 
 impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
@@ -92,22 +84,14 @@ impl Config {
         // One bearer token is enough between processes of one machine, and not enough on a
         // network: an open port never.
         if !self.admin.listen.ip().is_loopback() {
-            return Err(ConfigError::AdminNotLoopback {
-                listen: self.admin.listen,
-            });
+            return Err(ConfigError::AdminNotLoopback { listen: self.admin.listen });
         }
         if self.data_planes.is_empty() {
             return Err(ConfigError::NoDataPlane);
         }
         let mut seen = BTreeSet::new();
-        match self
-            .data_planes
-            .iter()
-            .find(|data_plane| !seen.insert(*data_plane))
-        {
-            Some(twice) => Err(ConfigError::DataPlaneTwice {
-                data_plane: twice.clone(),
-            }),
+        match self.data_planes.iter().find(|data_plane| !seen.insert(*data_plane)) {
+            Some(twice) => Err(ConfigError::DataPlaneTwice { data_plane: twice.clone() }),
             None => Ok(()),
         }
     }

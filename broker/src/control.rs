@@ -36,6 +36,8 @@ enum SessionError {
     Store(#[from] StoreError),
     #[error("the agent opened no stream for {} s", HANDSHAKE_MAX.as_secs())]
     NoStream,
+    #[error("the broker is restarting")]
+    Stopping,
 }
 
 /// Serves a connection on the control ALPN to its end.
@@ -43,10 +45,7 @@ pub async fn serve(shared: &Shared, connection: Connection) {
     let remote = connection.remote_address();
     let Some(certificate) = peer_certificate(&connection) else {
         info!(%remote, "refused: no client certificate");
-        return connection.close(
-            CLOSE_REFUSED,
-            b"this conversation needs a client certificate",
-        );
+        return connection.close(CLOSE_REFUSED, b"this conversation needs a client certificate");
     };
     let (identity, expires_at) = match AgentIdentity::of_certificate(&certificate) {
         Ok(found) => found,
@@ -60,7 +59,7 @@ pub async fn serve(shared: &Shared, connection: Connection) {
         Ok(Ok(data_plane)) => session(shared, &connection, &agent, data_plane, expires_at).await,
         Ok(Err(refusal)) => {
             warn!(%remote, %agent, refusal, "refused");
-            refuse(&connection, refusal.clone()).await.map(|()| refusal)
+            refuse(shared, &connection, refusal.clone()).await.map(|()| refusal)
         }
         Err(error) => Err(error.into()),
     };
@@ -70,7 +69,10 @@ pub async fn serve(shared: &Shared, connection: Connection) {
             let chain = crate::chain(&error);
             match error {
                 SessionError::Store(_) => error!(%agent, error = chain, "a session ended"),
-                SessionError::Connection(_) | SessionError::Link(_) | SessionError::NoStream => {
+                SessionError::Connection(_)
+                | SessionError::Link(_)
+                | SessionError::NoStream
+                | SessionError::Stopping => {
                     info!(%agent, error = chain, "a session ended");
                 }
             }
@@ -84,43 +86,42 @@ async fn admitted(
     shared: &Shared,
     identity: &AgentIdentity,
 ) -> Result<Result<DataPlane, String>, StoreError> {
-    let AgentIdentity {
-        tenant,
-        account,
-        agent,
-    } = identity;
+    let AgentIdentity { tenant, account, agent } = identity;
     if *tenant != shared.tenant {
         return Ok(Err(format!("the certificate is of tenant {tenant}")));
     }
     let Some(known) = shared.store.agent(agent.clone()).await? else {
-        return Ok(Err(format!(
-            "agent {agent} is not enrolled here: enroll it again"
-        )));
+        return Ok(Err(format!("agent {agent} is not enrolled here: enroll it again")));
     };
     if known.data_plane.account != *account || !shared.data_planes.contains(&known.data_plane) {
-        return Ok(Err(format!(
-            "data plane {} is not served here any more",
-            known.data_plane
-        )));
+        return Ok(Err(format!("data plane {} is not served here any more", known.data_plane)));
     }
     Ok(Ok(known.data_plane))
 }
 
-async fn refuse(connection: &Connection, reason: String) -> Result<(), SessionError> {
-    let (send, _receive) = accept_stream(connection).await?;
+async fn refuse(
+    shared: &Shared,
+    connection: &Connection,
+    reason: String,
+) -> Result<(), SessionError> {
+    let (send, _receive) = accept_stream(shared, connection).await?;
     let mut writer = FrameWriter::new(send);
-    let goodbye = ToAgent::Goodbye {
-        reason,
-        retry_after_secs: REFUSED_RETRY_AFTER_SECS,
-    };
+    let goodbye = ToAgent::Goodbye { reason, retry_after_secs: REFUSED_RETRY_AFTER_SECS };
     writer.send(&goodbye).await?;
     finish(writer.into_inner()).await;
     Ok(())
 }
 
-async fn accept_stream(connection: &Connection) -> Result<(SendStream, RecvStream), SessionError> {
-    timeout(HANDSHAKE_MAX, connection.accept_bi())
+async fn accept_stream(
+    shared: &Shared,
+    connection: &Connection,
+) -> Result<(SendStream, RecvStream), SessionError> {
+    let accepted = timeout(HANDSHAKE_MAX, connection.accept_bi());
+    shared
+        .stopping
+        .run_until_cancelled(accepted)
         .await
+        .ok_or(SessionError::Stopping)?
         .map_err(|_| SessionError::NoStream)?
         .map_err(SessionError::Connection)
 }
@@ -139,7 +140,7 @@ async fn session(
     data_plane: DataPlane,
     expires_at_unix_secs: u64,
 ) -> Result<String, SessionError> {
-    let (send, receive) = accept_stream(connection).await?;
+    let (send, receive) = accept_stream(shared, connection).await?;
     // The older session of this agent has written its last answer when this returns.
     let seat = shared.sessions.take_seat(agent).await;
 
@@ -175,10 +176,7 @@ async fn session(
             Err(error) => crate::chain(error),
         };
         info!(%agent, reason, "disconnected");
-        shared
-            .store
-            .disconnected(agent.clone(), clock::unix_secs())
-            .await?;
+        shared.store.disconnected(agent.clone(), clock::unix_secs()).await?;
     }
     if ended.is_ok() {
         finish(driver.writer.into_inner()).await;
@@ -264,21 +262,16 @@ impl Driver<'_> {
         match output {
             BrokerOutput::Send(message) => self.writer.start(&message)?,
             BrokerOutput::Load(entry) => {
-                let stored = self
-                    .shared
-                    .store
-                    .envelope(self.data_plane.clone(), entry.clone());
+                let stored = self.shared.store.envelope(self.data_plane.clone(), entry.clone());
                 self.machine.handle_loaded(&entry, stored.await?);
             }
             BrokerOutput::Record(report) => self.record(report).await?,
             BrokerOutput::Live { release } => {
+                let release = crate::shown(&release);
                 info!(agent = %self.agent, data_plane = %self.data_plane, release, "connected");
                 self.live = true;
                 let agent = self.agent.clone();
-                self.shared
-                    .store
-                    .connected(agent, release, clock::unix_secs())
-                    .await?;
+                self.shared.store.connected(agent, release, clock::unix_secs()).await?;
             }
             BrokerOutput::Close { reason } => return Ok(Some(reason)),
         }
@@ -287,19 +280,14 @@ impl Driver<'_> {
 
     async fn record(&self, report: Report) -> Result<(), SessionError> {
         let (agent, group, answer) = (self.agent, report.group.clone(), report.answer.clone());
-        let before = self
-            .shared
-            .store
-            .record(self.data_plane.clone(), report, clock::unix_secs())
-            .await?;
+        let before =
+            self.shared.store.record(self.data_plane.clone(), report, clock::unix_secs()).await?;
         match answer {
             Answer::Accepted { generation, .. } => {
                 info!(%agent, %group, %generation, "accepted");
             }
-            Answer::Refused {
-                generation, reason, ..
-            } => {
-                info!(%agent, %group, %generation, rule = ?reason.rule, message = reason.message, "refused");
+            Answer::Refused { generation, reason, .. } => {
+                info!(%agent, %group, %generation, rule = ?reason.rule, message = crate::shown(&reason.message), "refused");
             }
             Answer::Converged { generation, .. } => {
                 info!(%agent, %group, %generation, "converged");
@@ -307,7 +295,7 @@ impl Driver<'_> {
             Answer::Status(status) => {
                 let before = before.status.map(|before| before.phase);
                 if before != Some(status.phase) {
-                    info!(%agent, %group, phase = %status.phase, reason = status.reason, "phase");
+                    info!(%agent, %group, phase = %status.phase, reason = crate::shown(&status.reason), "phase");
                 }
             }
         }
@@ -368,20 +356,11 @@ impl Sessions {
             let mut seats = self.seats();
             seats.given += 1;
             let number = seats.given;
-            let held = Held {
-                number,
-                superseded: superseded.clone(),
-                left: left.clone(),
-            };
+            let held = Held { number, superseded: superseded.clone(), left: left.clone() };
             (number, seats.taken.insert(agent.clone(), held))
         };
-        let seat = Seat {
-            sessions: Arc::clone(self),
-            agent: agent.clone(),
-            number,
-            superseded,
-            left,
-        };
+        let seat =
+            Seat { sessions: Arc::clone(self), agent: agent.clone(), number, superseded, left };
         if let Some(before) = before {
             before.superseded.cancel();
             before.left.cancelled().await;
@@ -398,11 +377,7 @@ impl Sessions {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut seats = self.sessions.seats();
-        if seats
-            .taken
-            .get(&self.agent)
-            .is_some_and(|held| held.number == self.number)
-        {
+        if seats.taken.get(&self.agent).is_some_and(|held| held.number == self.number) {
             seats.taken.remove(&self.agent);
         }
         self.left.cancel();

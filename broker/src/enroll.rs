@@ -39,7 +39,7 @@ pub async fn serve(shared: &Shared, connection: &Connection) -> Result<(), Enrol
     let (mut reader, mut writer) = (FrameReader::new(receive), FrameWriter::new(send));
 
     let release = match reader.next().await?.ok_or(EnrollError::Left)? {
-        ToIssuer::Begin { release } => release,
+        ToIssuer::Begin { release } => crate::shown(&release),
         ToIssuer::Request { .. } => return Err(EnrollError::OutOfTurn),
     };
     let mut nonce = [0; 32];
@@ -52,21 +52,10 @@ pub async fn serve(shared: &Shared, connection: &Connection) -> Result<(), Enrol
     };
     let answer = match answer {
         Ok(issued) => {
-            let Issued {
-                chain,
-                identity,
-                serial,
-                expires_at_unix_secs,
-            } = issued;
+            let Issued { chain, identity, serial, expires_at_unix_secs } = issued;
             info!(%remote, agent = %identity.agent, account = %identity.account, %serial, expires_at_unix_secs, release, "enrolled");
-            let chain = chain
-                .iter()
-                .map(|certificate| certificate.to_vec())
-                .collect();
-            FromIssuer::Issued {
-                chain,
-                identity: identity.to_string(),
-            }
+            let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+            FromIssuer::Issued { chain, identity: identity.to_string() }
         }
         Err(Denial { reason, hint }) => {
             info!(%remote, reason, release, "enrollment denied");
@@ -97,27 +86,16 @@ async fn admit(shared: &Shared, csr: &[u8], evidence: Evidence) -> Result<Issued
         }
     };
     serves(shared, &data_plane)?;
-    let refused = |refusal: TokenRefusal| Denial {
-        reason: refusal.to_string(),
-        hint: refusal.hint().into(),
-    };
+    let refused =
+        |refusal: TokenRefusal| Denial { reason: refusal.to_string(), hint: refusal.hint().into() };
     let token: JoinToken = token.parse().map_err(refused)?;
     let admitted = shared
         .store
-        .admit(
-            token,
-            data_plane,
-            *csr.key(),
-            fresh_agent_id(),
-            clock::unix_secs(),
-        )
+        .admit(token, data_plane, *csr.key(), fresh_agent_id(), clock::unix_secs())
         .await
         .map_err(|error| failed(&error))?
         .map_err(refused)?;
-    let issued = shared
-        .ca
-        .issue(&admitted, &csr, clock::utc())
-        .map_err(|error| failed(&error))?;
+    let issued = shared.ca.issue(&admitted, &csr, clock::utc()).map_err(|error| failed(&error))?;
     let agent = admitted.agent().clone();
     shared
         .store

@@ -34,10 +34,7 @@ pub struct FrameReader<R> {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub fn new(stream: R) -> Self {
-        FrameReader {
-            stream,
-            buffer: BytesMut::new(),
-        }
+        FrameReader { stream, buffer: BytesMut::new() }
     }
 
     /// The next message; `None` when the peer has finished. Safe to drop and call again.
@@ -48,11 +45,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
             self.buffer.reserve(READ_BYTES);
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(LinkError::Truncated)
-                };
+                return if self.buffer.is_empty() { Ok(None) } else { Err(LinkError::Truncated) };
             }
         }
     }
@@ -81,11 +74,7 @@ pub struct FrameWriter<W> {
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     pub fn new(stream: W) -> Self {
-        FrameWriter {
-            stream,
-            unsent: BytesMut::new(),
-            stalled_at: Instant::now() + STALL_MAX,
-        }
+        FrameWriter { stream, unsent: BytesMut::new(), stalled_at: Instant::now() + STALL_MAX }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -132,10 +121,7 @@ mod tests {
     use super::*;
 
     fn goodbye(reason: &str) -> ToAgent {
-        ToAgent::Goodbye {
-            reason: reason.into(),
-            retry_after_secs: 1,
-        }
+        ToAgent::Goodbye { reason: reason.into(), retry_after_secs: 1 }
     }
 
     #[tokio::test]
@@ -175,14 +161,8 @@ mod tests {
             (b"\x02\x09\x00\x00\x00\x05", "Truncated"),
             (b"\x02\x09", "Truncated"),
         ] {
-            let error = FrameReader::new(bytes)
-                .next::<ToAgent>()
-                .await
-                .expect_err(wanted);
-            assert!(
-                format!("{error:?}").contains(wanted),
-                "{error:?} should be {wanted}"
-            );
+            let error = FrameReader::new(bytes).next::<ToAgent>().await.expect_err(wanted);
+            assert!(format!("{error:?}").contains(wanted), "{error:?} should be {wanted}");
         }
     }
 }

@@ -30,27 +30,15 @@ pub enum IdentityError {
 
 impl fmt::Display for AgentIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AgentIdentity {
-            tenant,
-            account,
-            agent,
-        } = self;
-        write!(
-            f,
-            "spiffe://{tenant}.outstation/account/{account}/agent/{agent}"
-        )
+        let AgentIdentity { tenant, account, agent } = self;
+        write!(f, "spiffe://{tenant}.outstation/account/{account}/agent/{agent}")
     }
 }
 
 impl AgentIdentity {
     pub fn parse(uri: &str) -> Result<AgentIdentity, IdentityError> {
-        let shape = || IdentityError::Shape {
-            uri: uri.to_owned(),
-        };
-        let id = |source| IdentityError::Id {
-            uri: uri.to_owned(),
-            source,
-        };
+        let shape = || IdentityError::Shape { uri: uri.to_owned() };
+        let id = |source| IdentityError::Id { uri: uri.to_owned(), source };
         let path = uri.strip_prefix("spiffe://").ok_or_else(shape)?;
         let parts: Vec<&str> = path.split('/').collect();
         let [domain, "account", account, "agent", agent] = parts[..] else {
@@ -74,22 +62,13 @@ impl AgentIdentity {
             .map_or(&[][..], |names| &names.value.general_names);
         let uris: Vec<&str> = names
             .iter()
-            .filter_map(|name| {
-                if let GeneralName::URI(uri) = name {
-                    Some(*uri)
-                } else {
-                    None
-                }
-            })
+            .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
             .collect();
         let [uri] = uris[..] else {
             return Err(IdentityError::Uris { count: uris.len() });
         };
         let expires_at = certificate.validity().not_after.timestamp();
-        Ok((
-            AgentIdentity::parse(uri)?,
-            u64::try_from(expires_at).unwrap_or(0),
-        ))
+        Ok((AgentIdentity::parse(uri)?, u64::try_from(expires_at).unwrap_or(0)))
     }
 }
 

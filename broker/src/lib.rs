@@ -48,10 +48,7 @@ pub enum BrokerError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot use the state directory {path}")]
-    State {
-        path: std::path::PathBuf,
-        source: io::Error,
-    },
+    State { path: std::path::PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -94,29 +91,17 @@ impl Broker {
     /// Opens the state and both listeners. The root certificate is on disk before they listen.
     pub async fn build(config: Config) -> Result<Broker, BrokerError> {
         config.check()?;
-        let Config {
-            state,
-            tenant,
-            link,
-            admin,
-            data_planes,
-        } = config;
-        files::ensure_private_dir(&state).map_err(|source| BrokerError::State {
-            path: state.clone(),
-            source,
-        })?;
+        let Config { state, tenant, link, admin, data_planes } = config;
+        files::ensure_private_dir(&state)
+            .map_err(|source| BrokerError::State { path: state.clone(), source })?;
         // First of all, as it is what keeps a second broker out of this directory.
         let store = Store::open(&state.join("broker.db"), clock::unix_secs())?;
         let ca = Ca::open(&state, tenant.clone(), clock::utc())?;
         let server = ca.server(clock::utc())?;
 
         let stopping = CancellationToken::new();
-        let service = AdminService::new(
-            tenant.clone(),
-            data_planes.clone(),
-            store.clone(),
-            stopping.clone(),
-        );
+        let service =
+            AdminService::new(tenant.clone(), data_planes.clone(), store.clone(), stopping.clone());
         let admin = Admin::bind(admin.listen, &admin.token_file, &server, service).await?;
         let shared = Shared {
             tenant,
@@ -128,11 +113,7 @@ impl Broker {
             stopping: stopping.clone(),
         };
         let link = Link::bind(link.listen, &server, Arc::new(shared))?;
-        Ok(Broker {
-            link,
-            admin,
-            stopping,
-        })
+        Ok(Broker { link, admin, stopping })
     }
 
     /// Where agents dial, and where the admin API is; of interest when a port was 0.
@@ -142,11 +123,7 @@ impl Broker {
 
     /// Serves until `shutdown`, then tells every agent and ends within five seconds.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), BrokerError> {
-        let Broker {
-            link,
-            admin,
-            stopping,
-        } = self;
+        let Broker { link, admin, stopping } = self;
         let mut link = tokio::spawn(link.run());
         let mut admin = tokio::spawn(admin.run(stopping.clone()));
         let failed = tokio::select! {
@@ -171,6 +148,11 @@ impl Broker {
         }
         Ok(())
     }
+}
+
+/// A peer's text, cut to what a log line or a table has room for.
+pub fn shown(text: &str) -> String {
+    text.chars().take(200).collect()
 }
 
 /// An error and its causes in one line.

@@ -64,10 +64,7 @@ pub struct Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("cannot listen on {listen} (UDP)")]
-    Listen {
-        listen: SocketAddr,
-        source: io::Error,
-    },
+    Listen { listen: SocketAddr, source: io::Error },
     #[error("the TLS configuration was refused")]
     Tls(#[source] rustls::Error),
     #[error("the verifier of client certificates was refused")]
@@ -121,8 +118,7 @@ impl Link {
         }
         tasks.close();
         tasks.wait().await;
-        self.endpoint
-            .close(CLOSE_DONE, b"the broker is shutting down");
+        self.endpoint.close(CLOSE_DONE, b"the broker is shutting down");
         self.endpoint.wait_idle().await;
     }
 }
@@ -135,7 +131,13 @@ async fn serve(
 ) {
     let remote = incoming.remote_address();
     let connection = match incoming.accept() {
-        Ok(connecting) => tokio::time::timeout(HANDSHAKE_MAX, connecting).await,
+        Ok(connecting) => {
+            let handshake = tokio::time::timeout(HANDSHAKE_MAX, connecting);
+            match shared.stopping.run_until_cancelled(handshake).await {
+                Some(ended) => ended,
+                None => return,
+            }
+        }
         Err(error) => Ok(Err(error)),
     };
     drop(handshake);
@@ -146,24 +148,7 @@ async fn serve(
     };
     match negotiated(&connection).as_deref() {
         Some(v1::ALPN_CONTROL) => control::serve(&shared, connection).await,
-        Some(v1::ALPN_CONTROL_ENROLL) => {
-            let Ok(_permit) = enrollments.try_acquire() else {
-                connection.close(CLOSE_BUSY, b"too many enrollments at once, try again");
-                return warn!(%remote, "refused: {ENROLLMENTS_MAX} enrollments are under way");
-            };
-            let enrollment = tokio::time::timeout(ENROLL_MAX, enroll::serve(&shared, &connection));
-            match enrollment.await {
-                Ok(Ok(())) => connection.close(CLOSE_DONE, b""),
-                Ok(Err(error)) => {
-                    connection.close(CLOSE_REFUSED, error.to_string().as_bytes());
-                    info!(%remote, %error, "an enrollment broke off");
-                }
-                Err(_) => {
-                    connection.close(CLOSE_REFUSED, b"the enrollment took too long");
-                    info!(%remote, "an enrollment took longer than {ENROLL_MAX:?}");
-                }
-            }
-        }
+        Some(v1::ALPN_CONTROL_ENROLL) => enroll(&shared, connection, &enrollments).await,
         other => {
             connection.close(CLOSE_REFUSED, b"no such conversation");
             debug!(%remote, ?other, "an unknown ALPN");
@@ -171,20 +156,34 @@ async fn serve(
     }
 }
 
+async fn enroll(shared: &Shared, connection: Connection, enrollments: &Semaphore) {
+    let remote = connection.remote_address();
+    let Ok(_permit) = enrollments.try_acquire() else {
+        connection.close(CLOSE_BUSY, b"too many enrollments at once, try again");
+        return warn!(%remote, "refused: {ENROLLMENTS_MAX} enrollments are under way");
+    };
+    let enrollment = tokio::time::timeout(ENROLL_MAX, enroll::serve(shared, &connection));
+    match shared.stopping.run_until_cancelled(enrollment).await {
+        Some(Ok(Ok(()))) => connection.close(CLOSE_DONE, b""),
+        Some(Ok(Err(error))) => {
+            connection.close(CLOSE_REFUSED, error.to_string().as_bytes());
+            info!(%remote, error = crate::chain(&error), "an enrollment broke off");
+        }
+        Some(Err(_)) => {
+            connection.close(CLOSE_REFUSED, b"the enrollment took too long");
+            info!(%remote, "an enrollment took longer than {ENROLL_MAX:?}");
+        }
+        None => connection.close(CLOSE_BUSY, b"the broker is restarting, try again"),
+    }
+}
+
 fn negotiated(connection: &Connection) -> Option<Vec<u8>> {
-    connection
-        .handshake_data()?
-        .downcast::<HandshakeData>()
-        .ok()?
-        .protocol
+    connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
 }
 
 /// The certificate that the agent showed, its chain verified; none is needed to enroll.
 pub fn peer_certificate(connection: &Connection) -> Option<CertificateDer<'static>> {
-    let chain = connection
-        .peer_identity()?
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .ok()?;
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     chain.into_iter().next()
 }
 
@@ -231,10 +230,6 @@ fn transport() -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
         .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
-        .max_idle_timeout(Some(
-            IDLE_MAX
-                .try_into()
-                .expect("60 s fit a QUIC variable integer"),
-        ));
+        .max_idle_timeout(Some(IDLE_MAX.try_into().expect("60 s fit a QUIC variable integer")));
     transport
 }

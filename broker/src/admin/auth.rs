@@ -46,17 +46,12 @@ impl TokenFileError {
 
 impl BearerAuth {
     pub fn new(token: &str) -> BearerAuth {
-        BearerAuth {
-            token: Digest::of(token.as_bytes()),
-        }
+        BearerAuth { token: Digest::of(token.as_bytes()) }
     }
 
     /// Reads the token; makes one if there is no such file.
     pub fn from_file(path: &Path) -> Result<BearerAuth, TokenFileError> {
-        let failed = |source| TokenFileError::File {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| TokenFileError::File { path: path.to_owned(), source };
         let Some(text) = files::read_if_present(path).map_err(failed)? else {
             let mut token = [0; 32];
             rand::rng().fill_bytes(&mut token);
@@ -67,15 +62,11 @@ impl BearerAuth {
         };
         let mode = fs::metadata(path).map_err(failed)?.permissions().mode();
         if mode & 0o077 != 0 {
-            return Err(TokenFileError::Open {
-                path: path.to_owned(),
-            });
+            return Err(TokenFileError::Open { path: path.to_owned() });
         }
         let token = text.trim();
         if token.len() < TOKEN_CHARS_MIN {
-            return Err(TokenFileError::Short {
-                path: path.to_owned(),
-            });
+            return Err(TokenFileError::Short { path: path.to_owned() });
         }
         Ok(BearerAuth::new(token))
     }
@@ -97,9 +88,7 @@ impl Interceptor for BearerAuth {
         if self.allows(authorization.and_then(|value| value.to_str().ok())) {
             Ok(request)
         } else {
-            Err(Status::unauthenticated(
-                "this call needs the admin token as a bearer token",
-            ))
+            Err(Status::unauthenticated("this call needs the admin token as a bearer token"))
         }
     }
 }
@@ -139,15 +128,9 @@ mod tests {
         assert_eq!(again.token, made.token);
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
-        assert!(matches!(
-            BearerAuth::from_file(&path),
-            Err(TokenFileError::Open { .. })
-        ));
+        assert!(matches!(BearerAuth::from_file(&path), Err(TokenFileError::Open { .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
         fs::write(&path, "short\n").expect("write");
-        assert!(matches!(
-            BearerAuth::from_file(&path),
-            Err(TokenFileError::Short { .. })
-        ));
+        assert!(matches!(BearerAuth::from_file(&path), Err(TokenFileError::Short { .. })));
     }
 }

@@ -23,26 +23,20 @@ pub fn group(record: GroupRecord) -> api::Group {
             digest: digest.to_string(),
             at_unix_secs: at.accepted.unwrap_or(0),
         }),
-        refused: answers
-            .refused
-            .map(|(generation, digest, reason)| api::Refused {
-                generation: generation.0,
-                digest: digest.to_string(),
-                at_unix_secs: at.refused.unwrap_or(0),
-                rule: rule(reason.rule).into(),
-                message: reason.message,
-                hint: reason.hint,
-            }),
-        converged: answers
-            .converged
-            .map(|(generation, observed)| api::Converged {
-                generation: generation.0,
-                observed: observed.to_string(),
-                at_unix_secs: at.converged.unwrap_or(0),
-            }),
-        status: answers
-            .status
-            .map(|status| group_status(status, at.status.unwrap_or(0))),
+        refused: answers.refused.map(|(generation, digest, reason)| api::Refused {
+            generation: generation.0,
+            digest: digest.to_string(),
+            at_unix_secs: at.refused.unwrap_or(0),
+            rule: rule(reason.rule).into(),
+            message: reason.message,
+            hint: reason.hint,
+        }),
+        converged: answers.converged.map(|(generation, observed)| api::Converged {
+            generation: generation.0,
+            observed: observed.to_string(),
+            at_unix_secs: at.converged.unwrap_or(0),
+        }),
+        status: answers.status.map(|status| group_status(status, at.status.unwrap_or(0))),
     }
 }
 
@@ -95,11 +89,7 @@ fn held(held: Held) -> api::Held {
 }
 
 fn drift(drift: Drift) -> api::Drift {
-    api::Drift {
-        change: drift.change,
-        repaired: drift.repaired,
-        at_unix_secs: drift.at_unix_secs,
-    }
+    api::Drift { change: drift.change, repaired: drift.repaired, at_unix_secs: drift.at_unix_secs }
 }
 
 fn node(node: NodeStatus) -> api::NodeStatus {

@@ -41,10 +41,7 @@ pub struct Admin {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("cannot listen on {listen} (TCP)")]
-    Listen {
-        listen: SocketAddr,
-        source: io::Error,
-    },
+    Listen { listen: SocketAddr, source: io::Error },
     #[error(transparent)]
     Token(#[from] TokenFileError),
 }
@@ -69,15 +66,8 @@ impl Admin {
             .await
             .map_err(|source| BindError::Listen { listen, source })?;
         let identity = Identity::from_pem(&server.certificate_pem, server.key.serialize_pem());
-        let tls = ServerTlsConfig::new()
-            .identity(identity)
-            .timeout(HANDSHAKE_MAX);
-        Ok(Admin {
-            listener,
-            tls,
-            auth,
-            service,
-        })
+        let tls = ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_MAX);
+        Ok(Admin { listener, tls, auth, service })
     }
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -87,9 +77,7 @@ impl Admin {
     /// Serves until `stopping`, then lets calls finish. Watches end by themselves.
     pub async fn run(self, stopping: CancellationToken) -> Result<(), RunError> {
         let (health, health_service) = tonic_health::server::health_reporter();
-        health
-            .set_service_status(SERVICE_NAME, tonic_health::ServingStatus::Serving)
-            .await;
+        health.set_service_status(SERVICE_NAME, tonic_health::ServingStatus::Serving).await;
         // The descriptors hold the other surfaces too; this server has only this one.
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(outstation_api::DESCRIPTORS)

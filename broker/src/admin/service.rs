@@ -45,13 +45,7 @@ impl AdminService {
         stopping: CancellationToken,
     ) -> AdminService {
         let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-        AdminService {
-            tenant,
-            data_planes,
-            store,
-            watches,
-            stopping,
-        }
+        AdminService { tenant, data_planes, store, watches, stopping }
     }
 
     /// A data plane of a request, if this broker serves it.
@@ -155,11 +149,8 @@ impl Admin for AdminService {
         let (group, generation, digest) =
             (order.group.clone(), order.generation, envelope.digest());
         let data_plane = order.data_plane.clone();
-        let verdict = self
-            .store
-            .put_order(order, envelope, clock::unix_secs())
-            .await
-            .map_err(internal)?;
+        let verdict =
+            self.store.put_order(order, envelope, clock::unix_secs()).await.map_err(internal)?;
         match verdict {
             PutVerdict::Stored => {
                 info!(%data_plane, %group, %generation, digest = %digest.short(), "order stored");
@@ -171,10 +162,7 @@ impl Admin for AdminService {
             }
         }
         let digest = digest.to_string();
-        Ok(Response::new(api::PutOrderResponse {
-            generation: generation.0,
-            digest,
-        }))
+        Ok(Response::new(api::PutOrderResponse { generation: generation.0, digest }))
     }
 
     async fn create_join_token(
@@ -201,10 +189,7 @@ impl Admin for AdminService {
         }
         info!(%data_plane, token = %token.id(), expires_at_unix_secs, "join token made");
         let token = token.reveal();
-        Ok(Response::new(api::CreateJoinTokenResponse {
-            token,
-            expires_at_unix_secs,
-        }))
+        Ok(Response::new(api::CreateJoinTokenResponse { token, expires_at_unix_secs }))
     }
 
     async fn list_agents(

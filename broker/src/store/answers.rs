@@ -24,9 +24,8 @@ impl Store {
         now_unix_secs: u64,
     ) -> Result<Answers, StoreError> {
         let (plane, group) = (data_plane.clone(), report.group.clone());
-        let (before, changed) = self
-            .run(move |connection| record(connection, &plane, report, now_unix_secs))
-            .await?;
+        let (before, changed) =
+            self.run(move |connection| record(connection, &plane, report, now_unix_secs)).await?;
         if changed {
             self.announce(data_plane, group, Changed::Answer);
         }
@@ -76,10 +75,8 @@ fn record(
     if !report.record(&mut reports) {
         return Ok((before, false));
     }
-    let answers = serde_json::to_string(&reports[&group]).map_err(|error| StoreError::Content {
-        what: "an answer",
-        why: error.to_string(),
-    })?;
+    let answers = serde_json::to_string(&reports[&group])
+        .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })?;
     transaction.execute(
         "INSERT INTO answers (account, region, name, answers,
                               accepted_at, refused_at, converged_at, status_at)
@@ -110,11 +107,7 @@ pub(super) fn of_group(
         .query_row(
             "SELECT answers, accepted_at, refused_at, converged_at, status_at FROM answers
              WHERE account = ?1 AND region = ?2 AND name = ?3",
-            params![
-                data_plane.account.as_str(),
-                data_plane.region.as_str(),
-                group.as_str()
-            ],
+            params![data_plane.account.as_str(), data_plane.region.as_str(), group.as_str()],
             |row| {
                 let at = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(unsigned));
                 let answered_at = AnsweredAt {
@@ -134,8 +127,6 @@ pub(super) fn of_group(
 }
 
 fn read_answers(json: &str) -> Result<Answers, StoreError> {
-    serde_json::from_str(json).map_err(|error| StoreError::Content {
-        what: "an answer",
-        why: error.to_string(),
-    })
+    serde_json::from_str(json)
+        .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })
 }

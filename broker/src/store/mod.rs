@@ -58,10 +58,7 @@ pub enum StoreError {
     #[error("the database {path} is in use by another process")]
     InUse { path: PathBuf },
     #[error("cannot open the database {path}")]
-    Open {
-        path: PathBuf,
-        source: rusqlite::Error,
-    },
+    Open { path: PathBuf, source: rusqlite::Error },
     #[error("the database refused a statement")]
     Sqlite {
         #[from]
@@ -79,8 +76,8 @@ impl StoreError {
     pub fn hint(&self) -> String {
         match self {
             StoreError::Damaged { path, .. } => format!(
-                "stop the broker and put a backup in place of {} and its -wal file; without a \
-                 backup move both away: the agents keep what they accepted, apply every group again",
+                "put a backup in place of {} and its -wal file; the accounts go on meanwhile with \
+                 what they accepted, and would refuse the low generations of an empty broker",
                 path.display()
             ),
             StoreError::NewerSchema { .. } => {
@@ -127,11 +124,7 @@ impl Store {
 
     fn announce(&self, data_plane: DataPlane, group: GroupName, what: Changed) {
         // An error says that nobody listens.
-        let _ = self.changes.send(Change {
-            data_plane,
-            group,
-            what,
-        });
+        let _ = self.changes.send(Change { data_plane, group, what });
     }
 
     /// Runs on the store's thread. A caller that goes away does not stop its job.
@@ -151,10 +144,7 @@ impl Store {
 
 /// What was checked on its way in is checked again on its way out: a file is an outside thing.
 fn read_id<T>(what: &'static str, raw: Result<T, IdError>) -> Result<T, StoreError> {
-    raw.map_err(|error| StoreError::Content {
-        what,
-        why: error.to_string(),
-    })
+    raw.map_err(|error| StoreError::Content { what, why: error.to_string() })
 }
 
 fn read_data_plane(account: String, region: String) -> Result<DataPlane, StoreError> {
@@ -165,12 +155,10 @@ fn read_data_plane(account: String, region: String) -> Result<DataPlane, StoreEr
 }
 
 fn read_digest(bytes: &[u8]) -> Result<Digest, StoreError> {
-    <[u8; 32]>::try_from(bytes)
-        .map(Digest::from_bytes)
-        .map_err(|_| StoreError::Content {
-            what: "a digest",
-            why: format!("{} bytes instead of 32", bytes.len()),
-        })
+    <[u8; 32]>::try_from(bytes).map(Digest::from_bytes).map_err(|_| StoreError::Content {
+        what: "a digest",
+        why: format!("{} bytes instead of 32", bytes.len()),
+    })
 }
 
 /// SQLite's integers are signed. Generations rise by one and seconds count from 1970: neither

@@ -40,38 +40,22 @@ pub enum Conflict {
     #[error(
         "generation {offered} of group {group} does not follow the newest, which is generation {newest}"
     )]
-    Generation {
-        group: GroupName,
-        offered: Generation,
-        newest: Generation,
-    },
+    Generation { group: GroupName, offered: Generation, newest: Generation },
     #[error(
         "generation {offered} of group {group} is made for another parent than the newest, \
          generation {newest} ({digest})"
     )]
-    Parent {
-        group: GroupName,
-        offered: Generation,
-        newest: Generation,
-        digest: Digest,
-    },
+    Parent { group: GroupName, offered: Generation, newest: Generation, digest: Digest },
     #[error(
         "another order came first as generation {offered} of group {group}; the newest is \
          generation {newest}"
     )]
-    Taken {
-        group: GroupName,
-        offered: Generation,
-        newest: Generation,
-    },
+    Taken { group: GroupName, offered: Generation, newest: Generation },
     #[error(
         "generation {offered} of group {group} would be the first of one more group than the \
          {SET_ENTRIES_MAX} that a data plane may have"
     )]
-    TooManyGroups {
-        group: GroupName,
-        offered: Generation,
-    },
+    TooManyGroups { group: GroupName, offered: Generation },
 }
 
 /// What the store knows when an order is put.
@@ -91,31 +75,16 @@ pub fn judge(known: Known<'_>, order: &Order, envelope: &Envelope) -> PutVerdict
     if known.same_generation == Some(envelope) {
         return PutVerdict::StoredBefore;
     }
-    let newest = known
-        .newest
-        .map_or(Generation(0), |(generation, _)| generation);
+    let newest = known.newest.map_or(Generation(0), |(generation, _)| generation);
     if known.same_generation.is_some() {
-        return PutVerdict::Conflict(Conflict::Taken {
-            group,
-            offered,
-            newest,
-        });
+        return PutVerdict::Conflict(Conflict::Taken { group, offered, newest });
     }
     if offered != newest.next() {
-        return PutVerdict::Conflict(Conflict::Generation {
-            group,
-            offered,
-            newest,
-        });
+        return PutVerdict::Conflict(Conflict::Generation { group, offered, newest });
     }
     match known.newest {
         Some((_, digest)) if order.parent != Some(digest) => {
-            PutVerdict::Conflict(Conflict::Parent {
-                group,
-                offered,
-                newest,
-                digest,
-            })
+            PutVerdict::Conflict(Conflict::Parent { group, offered, newest, digest })
         }
         Some(_) => PutVerdict::Stored,
         None if known.groups >= SET_ENTRIES_MAX => {
@@ -134,9 +103,8 @@ impl Store {
         now_unix_secs: u64,
     ) -> Result<PutVerdict, StoreError> {
         let (data_plane, group) = (order.data_plane.clone(), order.group.clone());
-        let verdict = self
-            .run(move |connection| put(connection, &order, &envelope, now_unix_secs))
-            .await?;
+        let verdict =
+            self.run(move |connection| put(connection, &order, &envelope, now_unix_secs)).await?;
         if verdict == PutVerdict::Stored {
             self.announce(data_plane, group, Changed::Order);
         }
@@ -145,8 +113,7 @@ impl Store {
 
     /// The newest generation and digest of every group, tombstones included.
     pub async fn desired_set(&self, data_plane: DataPlane) -> Result<DesiredSet, StoreError> {
-        self.run(move |connection| desired_set(connection, &data_plane))
-            .await
+        self.run(move |connection| desired_set(connection, &data_plane)).await
     }
 
     /// The envelope that this entry names, whether it is the newest or not.
@@ -167,17 +134,14 @@ impl Store {
         data_plane: DataPlane,
         group: GroupName,
     ) -> Result<Option<GroupRecord>, StoreError> {
-        self.run(move |connection| record(connection, &data_plane, group))
-            .await
+        self.run(move |connection| record(connection, &data_plane, group)).await
     }
 
     /// Every group of the data plane, by name.
     pub async fn groups(&self, data_plane: DataPlane) -> Result<Vec<GroupRecord>, StoreError> {
         self.run(move |connection| {
             let names = desired_set(connection, &data_plane)?.into_keys();
-            names
-                .filter_map(|group| record(connection, &data_plane, group).transpose())
-                .collect()
+            names.filter_map(|group| record(connection, &data_plane, group).transpose()).collect()
         })
         .await
     }
@@ -192,12 +156,7 @@ fn put(
     let DataPlane { account, region } = &order.data_plane;
     let transaction = connection.transaction()?;
     let newest = newest(&transaction, &order.data_plane, &order.group)?;
-    let same_generation = stored(
-        &transaction,
-        &order.data_plane,
-        &order.group,
-        order.generation,
-    )?;
+    let same_generation = stored(&transaction, &order.data_plane, &order.group, order.generation)?;
     let groups: i64 = transaction.query_row(
         "SELECT COUNT(DISTINCT name) FROM orders WHERE account = ?1 AND region = ?2",
         params![account.as_str(), region.as_str()],
@@ -238,11 +197,7 @@ fn newest(
             "SELECT generation, digest FROM orders
              WHERE account = ?1 AND region = ?2 AND name = ?3
              ORDER BY generation DESC LIMIT 1",
-            params![
-                data_plane.account.as_str(),
-                data_plane.region.as_str(),
-                group.as_str()
-            ],
+            params![data_plane.account.as_str(), data_plane.region.as_str(), group.as_str()],
             |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)),
         )
         .optional()?;
@@ -273,10 +228,8 @@ fn stored(
 }
 
 fn read_envelope(json: &[u8]) -> Result<Envelope, StoreError> {
-    Envelope::from_json(json).map_err(|error| StoreError::Content {
-        what: "an envelope",
-        why: error.to_string(),
-    })
+    Envelope::from_json(json)
+        .map_err(|error| StoreError::Content { what: "an envelope", why: error.to_string() })
 }
 
 fn desired_set(connection: &Connection, data_plane: &DataPlane) -> Result<DesiredSet, StoreError> {
@@ -286,16 +239,10 @@ fn desired_set(connection: &Connection, data_plane: &DataPlane) -> Result<Desire
              (SELECT MAX(generation) FROM orders
               WHERE account = ?1 AND region = ?2 AND name = newest.name)",
     )?;
-    let rows = statement.query_map(
-        params![data_plane.account.as_str(), data_plane.region.as_str()],
-        |row| {
-            Ok((
-                row.get::<_, String>(0)?,
-                row.get::<_, i64>(1)?,
-                row.get::<_, Vec<u8>>(2)?,
-            ))
-        },
-    )?;
+    let rows = statement
+        .query_map(params![data_plane.account.as_str(), data_plane.region.as_str()], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
+        })?;
     let mut set = DesiredSet::new();
     for row in rows {
         let (name, generation, digest) = row?;
@@ -315,18 +262,8 @@ fn record(
             "SELECT generation, envelope, put_at FROM orders
              WHERE account = ?1 AND region = ?2 AND name = ?3
              ORDER BY generation DESC LIMIT 1",
-            params![
-                data_plane.account.as_str(),
-                data_plane.region.as_str(),
-                group.as_str()
-            ],
-            |row| {
-                Ok((
-                    row.get::<_, i64>(0)?,
-                    row.get::<_, Vec<u8>>(1)?,
-                    row.get::<_, i64>(2)?,
-                ))
-            },
+            params![data_plane.account.as_str(), data_plane.region.as_str(), group.as_str()],
+            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?)),
         )
         .optional()?;
     let Some((generation, envelope, put_at)) = row else {
@@ -358,17 +295,14 @@ mod tests {
         let mut other_signature = first.clone();
         other_signature
             .signatures
-            .push(outstation_protocol::envelope::Signature {
-                keyid: "ops".into(),
-                sig: vec![1],
-            });
+            .push(outstation_protocol::envelope::Signature { keyid: "ops".into(), sig: vec![1] });
         let at_one = Some((Generation(1), first.digest()));
         let at_two = Some((Generation(2), second.digest()));
         let elsewhere = tombstone("other", 1, None);
 
         #[rustfmt::skip]
-        let cases: &[(&str, Option<(Generation, Digest)>, Option<&Envelope>, usize, &Envelope, &str)] = &[
-            ("the first", None, None, 0, &first, "stored"),
+        let cases = [
+            ("the first", None, None::<&Envelope>, 0, &first, "stored"),
             ("the second", at_one, None, 1, &second, "stored"),
             ("the newest again", at_one, Some(&first), 1, &first, "stored before"),
             ("an older one again", at_two, Some(&first), 1, &first, "stored before"),
@@ -387,20 +321,13 @@ mod tests {
             ("a known group in a full data plane", at_one, None, SET_ENTRIES_MAX, &second, "stored"),
         ];
         for (case, newest, same_generation, groups, envelope, wanted) in cases {
-            let known = Known {
-                newest: *newest,
-                same_generation: *same_generation,
-                groups: *groups,
-            };
+            let known = Known { newest, same_generation, groups };
             let found = match judge(known, &order(envelope), envelope) {
                 PutVerdict::Stored => "stored".to_owned(),
                 PutVerdict::StoredBefore => "stored before".to_owned(),
                 PutVerdict::Conflict(conflict) => conflict.to_string(),
             };
-            assert!(
-                found.starts_with(wanted),
-                "{case}: {found:?} should start with {wanted:?}"
-            );
+            assert!(found.starts_with(wanted), "{case}: {found:?} should start with {wanted:?}");
         }
     }
 }

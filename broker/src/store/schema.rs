@@ -83,17 +83,11 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
 
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            verdict,
-        });
+        return Err(StoreError::Damaged { path: path.to_owned(), verdict });
     }
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     if found > SCHEMA_VERSION {
-        return Err(StoreError::NewerSchema {
-            path: path.to_owned(),
-            found,
-        });
+        return Err(StoreError::NewerSchema { path: path.to_owned(), found });
     }
     if found < 1 {
         let transaction = connection.transaction()?;
@@ -107,10 +101,9 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
 fn explain(path: &Path, source: rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StoreError::Damaged {
-            path,
-            verdict: source.to_string(),
-        },
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            StoreError::Damaged { path, verdict: source.to_string() }
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse { path },
         Some(_) | None => StoreError::Open { path, source },
     }

@@ -113,10 +113,7 @@ pub fn judge(token: Option<&StoredToken>, asking: &Asking, now_unix_secs: u64) -
     let Some(token) = token else {
         return TokenVerdict::Refused(TokenRefusal::Unknown);
     };
-    let same = token
-        .secret_hash
-        .as_bytes()
-        .ct_eq(asking.secret_hash.as_bytes());
+    let same = token.secret_hash.as_bytes().ct_eq(asking.secret_hash.as_bytes());
     if !bool::from(same) {
         return TokenVerdict::Refused(TokenRefusal::Unknown);
     }
@@ -142,10 +139,7 @@ impl JoinToken {
         let (mut id, mut secret) = ([0; 8], [0; 32]);
         rand::rng().fill_bytes(&mut id);
         rand::rng().fill_bytes(&mut secret);
-        JoinToken {
-            id: TokenId(hex::encode(id)),
-            secret,
-        }
+        JoinToken { id: TokenId(hex::encode(id)), secret }
     }
 
     pub fn id(&self) -> &TokenId {
@@ -172,10 +166,7 @@ impl FromStr for JoinToken {
             let mut secret = [0; 32];
             hex::decode_to_slice(secret_hex, &mut secret).ok()?;
             let shape = id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit());
-            shape.then(|| JoinToken {
-                id: TokenId(id.to_owned()),
-                secret,
-            })
+            shape.then(|| JoinToken { id: TokenId(id.to_owned()), secret })
         };
         parse().ok_or(TokenRefusal::Unknown)
     }
@@ -245,13 +236,8 @@ impl Store {
         fresh: AgentId,
         now_unix_secs: u64,
     ) -> Result<Result<Admitted, TokenRefusal>, StoreError> {
-        let asking = Asking {
-            secret_hash: token.secret_hash(),
-            data_plane,
-            key,
-        };
-        self.run(move |connection| admit(connection, &token.id, asking, fresh, now_unix_secs))
-            .await
+        let asking = Asking { secret_hash: token.secret_hash(), data_plane, key };
+        self.run(move |connection| admit(connection, &token.id, asking, fresh, now_unix_secs)).await
     }
 }
 
@@ -265,16 +251,10 @@ fn admit(
     let transaction = connection.transaction()?;
     let token = stored(&transaction, id)?;
     let verdict = judge(token.as_ref(), &asking, now_unix_secs);
-    let Asking {
-        data_plane, key, ..
-    } = asking;
+    let Asking { data_plane, key, .. } = asking;
     match verdict {
         TokenVerdict::Refused(refusal) => Ok(Err(refusal)),
-        TokenVerdict::Again(agent) => Ok(Ok(Admitted {
-            agent,
-            data_plane,
-            key,
-        })),
+        TokenVerdict::Again(agent) => Ok(Ok(Admitted { agent, data_plane, key })),
         TokenVerdict::First => {
             transaction.execute(
                 "INSERT INTO agents (id, account, region, enrolled_at, since)
@@ -291,11 +271,7 @@ fn admit(
                 params![id.0, key.as_bytes(), fresh.as_str()],
             )?;
             transaction.commit()?;
-            Ok(Ok(Admitted {
-                agent: fresh,
-                data_plane,
-                key,
-            }))
+            Ok(Ok(Admitted { agent: fresh, data_plane, key }))
         }
     }
 }
@@ -309,14 +285,10 @@ fn stored(connection: &Connection, id: &TokenId) -> Result<Option<StoredToken>, 
     let Some(row) = rows.next()? else {
         return Ok(None);
     };
-    let bound = match (
-        row.get::<_, Option<Vec<u8>>>(4)?,
-        row.get::<_, Option<String>>(5)?,
-    ) {
-        (Some(key), Some(agent)) => Some((
-            read_digest(&key)?,
-            read_id("an agent id", AgentId::try_from(agent))?,
-        )),
+    let bound = match (row.get::<_, Option<Vec<u8>>>(4)?, row.get::<_, Option<String>>(5)?) {
+        (Some(key), Some(agent)) => {
+            Some((read_digest(&key)?, read_id("an agent id", AgentId::try_from(agent))?))
+        }
         (None, _) | (_, None) => None,
     };
     Ok(Some(StoredToken {
@@ -341,27 +313,15 @@ mod tests {
             expires_at_unix_secs: 1000,
             bound: None,
         };
-        let bound = StoredToken {
-            bound: Some((ours, agent_id("a-1"))),
-            ..fresh.clone()
-        };
+        let bound = StoredToken { bound: Some((ours, agent_id("a-1"))), ..fresh.clone() };
         let asking = Asking {
             secret_hash: Digest::of(b"secret"),
             data_plane: data_plane("123456789012"),
             key: ours,
         };
-        let guess = Asking {
-            secret_hash: Digest::of(b"guess"),
-            ..asking.clone()
-        };
-        let elsewhere = Asking {
-            data_plane: data_plane("999999999999"),
-            ..asking.clone()
-        };
-        let thief = Asking {
-            key: other,
-            ..asking.clone()
-        };
+        let guess = Asking { secret_hash: Digest::of(b"guess"), ..asking.clone() };
+        let elsewhere = Asking { data_plane: data_plane("999999999999"), ..asking.clone() };
+        let thief = Asking { key: other, ..asking.clone() };
 
         use TokenRefusal::{DataPlane, Expired, Unknown, Used};
         use TokenVerdict::{Again, First, Refused};
@@ -393,22 +353,10 @@ mod tests {
     fn a_token_survives_its_text_and_prints_no_secret() {
         let token = JoinToken::generate();
         let text = token.reveal();
-        assert_eq!(
-            JoinToken::from_str(&format!(" {text}\n")),
-            Ok(token.clone())
-        );
+        assert_eq!(JoinToken::from_str(&format!(" {text}\n")), Ok(token.clone()));
         assert!(!format!("{token:?}").contains(&hex::encode(token.secret)));
-        for bad in [
-            "",
-            "outstation-join",
-            "outstation-join-12-34",
-            &text[..text.len() - 1],
-        ] {
-            assert_eq!(
-                JoinToken::from_str(bad),
-                Err(TokenRefusal::Unknown),
-                "{bad:?}"
-            );
+        for bad in ["", "outstation-join", "outstation-join-12-34", &text[..text.len() - 1]] {
+            assert_eq!(JoinToken::from_str(bad), Err(TokenRefusal::Unknown), "{bad:?}");
         }
     }
 }
