@@ -127,11 +127,7 @@ impl Config {
         let mut versions = BTreeSet::new();
         for template in &self.launch_templates {
             if !versions.insert((&template.name, template.version)) {
-                bail!(
-                    "launch template {} has version {} twice",
-                    template.name,
-                    template.version
-                );
+                bail!("launch template {} has version {} twice", template.name, template.version);
             }
         }
         let zones = self.zones();
@@ -147,12 +143,8 @@ impl Config {
     }
 
     fn zones(&self) -> Vec<String> {
-        let default = || {
-            ["a", "b", "c"]
-                .iter()
-                .map(|letter| format!("{}{letter}", self.region))
-                .collect()
-        };
+        let default =
+            || ["a", "b", "c"].iter().map(|letter| format!("{}{letter}", self.region)).collect();
         self.availability_zones.clone().unwrap_or_else(default)
     }
 

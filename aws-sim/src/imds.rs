@@ -34,11 +34,7 @@ pub struct Imds {
 
 impl Imds {
     pub fn new(facts: InstanceFacts, user_data: String, token_key: [u8; 32]) -> Self {
-        Imds {
-            facts,
-            user_data,
-            token_key,
-        }
+        Imds { facts, user_data, token_key }
     }
 
     pub fn handle(
@@ -103,20 +99,22 @@ impl Imds {
         mac
     }
 
-    /// A document, or the listing of what is below a path.
+    /// A document (a slash behind it does no harm; botocore asks for the zone so), or the listing of what is below a path.
     fn read(&self, path: &str) -> Option<String> {
         let path = path.strip_prefix("/latest/")?;
         let documents = self.documents();
-        if let Some(body) = documents.get(path) {
+        if let Some(body) = documents.get(path.trim_end_matches('/')) {
             return Some(body.clone());
         }
-        let directory = format!("{}/", path.trim_end_matches('/'));
+        let directory = match path.trim_end_matches('/') {
+            "" => String::new(),
+            path => format!("{path}/"),
+        };
         let mut names: Vec<String> = documents
             .range(directory.clone()..)
             .map_while(|(document, _)| document.strip_prefix(directory.as_str()))
             .map(|rest| {
-                rest.split_once('/')
-                    .map_or(rest.to_owned(), |(first, _)| format!("{first}/"))
+                rest.split_once('/').map_or(rest.to_owned(), |(first, _)| format!("{first}/"))
             })
             .collect();
         names.dedup();
@@ -128,10 +126,7 @@ impl Imds {
         let facts = &self.facts;
         let mut documents: BTreeMap<String, String> = [
             ("meta-data/ami-id", facts.image_id.clone()),
-            (
-                "meta-data/autoscaling/target-lifecycle-state",
-                facts.target_lifecycle_state.clone(),
-            ),
+            ("meta-data/autoscaling/target-lifecycle-state", facts.target_lifecycle_state.clone()),
             ("meta-data/instance-id", facts.instance_id.to_string()),
             ("meta-data/instance-type", facts.instance_type.clone()),
             ("meta-data/local-ipv4", facts.address.to_string()),
@@ -188,10 +183,7 @@ fn pretty(value: &serde_json::Value) -> String {
 }
 
 fn rfc3339(at: OffsetDateTime) -> String {
-    at.replace_nanosecond(0)
-        .unwrap_or(at)
-        .format(&Rfc3339)
-        .unwrap_or_default()
+    at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default()
 }
 
 fn answer(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {

@@ -80,19 +80,15 @@ pub struct Hinted {
 
 impl Hinted {
     pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Hinted {
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Hinted { what: what.into(), hint: hint.into() }
     }
 }
 
 /// Two lines: what, and what to do.
 pub fn print_error(error: &anyhow::Error) {
-    let hint = error.downcast_ref::<Hinted>().map_or(
-        "see `aws-sim serve --help` and the crate's documentation",
-        |hinted| &hinted.hint,
-    );
+    let hint = error
+        .downcast_ref::<Hinted>()
+        .map_or("see `aws-sim serve --help` and the crate's documentation", |hinted| &hinted.hint);
     eprintln!("error: {error:#}");
     eprintln!("hint: {hint}");
 }

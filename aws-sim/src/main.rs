@@ -58,9 +58,7 @@ fn start(config: PathBuf) -> anyhow::Result<()> {
     outstation_aws_sim::init_tracing();
     let config = Config::load(&config)?;
     // Two threads: one model behind one lock, and many small waits.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve::run(config))
 }

@@ -58,22 +58,12 @@ pub fn run(probe: bool) -> anyhow::Result<i32> {
 
 async fn supervise() -> anyhow::Result<i32> {
     let mut orders = read_orders();
-    let Some(ToLauncher::Start {
-        facts,
-        user_data,
-        home,
-        log,
-        imds_port,
-    }) = orders.recv().await
+    let Some(ToLauncher::Start { facts, user_data, home, log, imds_port }) = orders.recv().await
     else {
         return Ok(0);
     };
     let mut init = Init::prepare(&facts, &user_data, home, log, imds_port)?;
-    let imds = Arc::new(Mutex::new(Imds::new(
-        facts.clone(),
-        user_data,
-        rand::random(),
-    )));
+    let imds = Arc::new(Mutex::new(Imds::new(facts.clone(), user_data, rand::random())));
     let listener = bind(&facts, imds_port).await?;
     let app = Router::new().fallback(answer_imds).with_state(imds.clone());
     tokio::spawn(async move { axum::serve(listener, app).await });
@@ -174,10 +164,7 @@ impl Init {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut command = Command::new("sh");
-        command
-            .arg(&self.script)
-            .current_dir(&self.home)
-            .env_clear();
+        command.arg(&self.script).current_dir(&self.home).env_clear();
         command.env("PATH", path).env("HOME", &self.home);
         command.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &self.metadata_endpoint);
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
@@ -190,10 +177,7 @@ impl Init {
         self.service = None;
         let now = Instant::now();
         let pause = self.restarts.ended(now);
-        self.note(&format!(
-            "user data {how}; again in {} ms",
-            pause.as_millis()
-        ));
+        self.note(&format!("user data {how}; again in {} ms", pause.as_millis()));
         self.restart_at = Some(now + pause);
     }
 
@@ -236,11 +220,7 @@ impl Init {
 
     /// Writers append, so truncating under them is safe; what comes between copy and truncation is lost.
     fn bound_log(&mut self) {
-        let size = self
-            .log
-            .metadata()
-            .map(|metadata| metadata.len())
-            .unwrap_or(0);
+        let size = self.log.metadata().map(|metadata| metadata.len()).unwrap_or(0);
         if size > LOG_BYTES_MAX {
             let _ = std::fs::copy(&self.log_path, older(&self.log_path));
             let _ = self.log.set_len(0);
@@ -260,9 +240,8 @@ fn read_orders() -> mpsc::Receiver<ToLauncher> {
     let (send, receive) = mpsc::channel(4);
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines() {
-            let Ok(order) = line
-                .map_err(drop)
-                .and_then(|line| serde_json::from_str(&line).map_err(drop))
+            let Ok(order) =
+                line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
             else {
                 return;
             };
@@ -301,11 +280,6 @@ async fn bind(facts: &InstanceFacts, port: u16) -> anyhow::Result<TcpListener> {
 
 async fn answer_imds(State(imds): State<Arc<Mutex<Imds>>>, request: Request) -> Response {
     let imds = imds.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    imds.handle(
-        request.method(),
-        request.uri().path(),
-        request.headers(),
-        clock::now(),
-    )
-    .map(Into::into)
+    imds.handle(request.method(), request.uri().path(), request.headers(), clock::now())
+        .map(Into::into)
 }

@@ -47,6 +47,8 @@ pub fn run(probe: bool) -> anyhow::Result<i32> {
     // Dies with the thread that spawned it, which lives as long as the simulation.
     set_pdeathsig(Signal::SIGKILL).context("ask to die with the simulation")?;
     isolate()?;
+    // The kernel forgets the wish when credentials change, as they do in a new user namespace.
+    set_pdeathsig(Signal::SIGKILL).context("ask to die with the simulation")?;
     // No thread may be made after unshare(CLONE_NEWPID): the kernel refuses it. This runtime makes none.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
@@ -61,23 +63,12 @@ async fn watch(probe: bool) -> anyhow::Result<i32> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut child_changed = signal(SignalKind::child())?;
     let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("aws-sim")
-        .arg("launcher-init")
-        .args(probe.then_some("--probe"));
-    command
-        .stdin(Stdio::inherit())
-        .stdout(Stdio::inherit())
-        .stderr(Stdio::inherit());
-    let mut init = command
-        .spawn()
-        .context("start the instance's first process")?;
+    command.arg0("aws-sim").arg("launcher-init").args(probe.then_some("--probe"));
+    command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let mut init = command.spawn().context("start the instance's first process")?;
     let pid = Pid::from_raw(i32::try_from(init.id()).context("pid")?);
     loop {
-        if let Some(status) = init
-            .try_wait()
-            .context("wait for the instance's first process")?
-        {
+        if let Some(status) = init.try_wait().context("wait for the instance's first process")? {
             return Ok(status.code().unwrap_or(1));
         }
         tokio::select! {
@@ -110,14 +101,8 @@ fn isolate() -> anyhow::Result<()> {
         Err(errno) => return Err(refused(errno)),
     }
     // Mounts made in here stay in here.
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )
-    .context("make mounts private")
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .context("make mounts private")
 }
 
 fn refused(errno: Errno) -> anyhow::Error {

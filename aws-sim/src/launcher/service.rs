@@ -16,10 +16,7 @@ pub struct Restarts {
 
 impl Restarts {
     pub fn new(now: Instant) -> Self {
-        Restarts {
-            pause: FIRST,
-            started: now,
-        }
+        Restarts { pause: FIRST, started: now }
     }
 
     pub fn started(&mut self, now: Instant) {

@@ -65,11 +65,7 @@ impl Group {
     }
 
     pub(super) fn set_activity(&mut self, id: &ActivityId, status: ActivityStatus) {
-        if let Some(activity) = self
-            .activities
-            .iter_mut()
-            .find(|activity| &activity.id == id)
-        {
+        if let Some(activity) = self.activities.iter_mut().find(|activity| &activity.id == id) {
             activity.status = status;
         }
     }
@@ -95,8 +91,5 @@ impl Group {
 
 /// `2026-11-22T21:33:05Z`: how AWS writes times into causes.
 pub(super) fn at(now: OffsetDateTime) -> String {
-    now.replace_nanosecond(0)
-        .unwrap_or(now)
-        .format(&Rfc3339)
-        .unwrap_or_default()
+    now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).unwrap_or_default()
 }

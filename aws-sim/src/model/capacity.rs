@@ -60,17 +60,11 @@ pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) 
             return;
         }
     };
-    let mut tags: std::collections::BTreeMap<String, String> = tags
-        .map(|(key, tag)| (key.clone(), tag.value.clone()))
-        .collect();
-    tags.insert(
-        "aws:autoscaling:groupName".to_owned(),
-        group.name.to_string(),
-    );
+    let mut tags: std::collections::BTreeMap<String, String> =
+        tags.map(|(key, tag)| (key.clone(), tag.value.clone())).collect();
+    tags.insert("aws:autoscaling:groupName".to_owned(), group.name.to_string());
     let id = world.ids.instance_id();
-    let credentials = world
-        .principals
-        .issue(&mut world.ids, &world.config.role, &id, now);
+    let credentials = world.principals.issue(&mut world.ids, &world.config.role, &id, now);
     let placement = emptiest(group);
     record(
         group,
@@ -92,9 +86,7 @@ pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) 
         protected: group.new_instances_protected,
         healthy: true,
         lifecycle: Lifecycle::Pending,
-        machine: Machine::Booting {
-            at: now + world.config.boot_delay,
-        },
+        machine: Machine::Booting { at: now + world.config.boot_delay },
         credentials,
         activity,
     };
@@ -109,10 +101,7 @@ pub(super) fn begin_terminate(
     going: Going,
     now: OffsetDateTime,
 ) -> Option<ActivityId> {
-    let instance = group
-        .instances
-        .get(id)
-        .filter(|instance| instance.lifecycle.counts())?;
+    let instance = group.instances.get(id).filter(|instance| instance.lifecycle.counts())?;
     let launching = match instance.lifecycle {
         Lifecycle::Pending | Lifecycle::PendingWait(_) => Some(instance.activity.clone()),
         Lifecycle::InService { .. }
@@ -122,11 +111,8 @@ pub(super) fn begin_terminate(
     };
     let (placement, machine) = (instance.placement.clone(), instance.machine);
     if let Some(launch) = launching {
-        let status = if machine.is_ended() {
-            ActivityStatus::Failed
-        } else {
-            ActivityStatus::Cancelled
-        };
+        let status =
+            if machine.is_ended() { ActivityStatus::Failed } else { ActivityStatus::Cancelled };
         group.end_activity(
             &launch,
             status,
@@ -164,10 +150,7 @@ pub(super) fn begin_terminate(
         None => Lifecycle::Terminating,
     };
     let facts = world.facts(instance);
-    if matches!(
-        instance.machine,
-        Machine::Starting { .. } | Machine::Running
-    ) {
+    if matches!(instance.machine, Machine::Starting { .. } | Machine::Running) {
         world.effects.push(Effect::Update { facts });
     }
     Some(activity)
@@ -177,20 +160,8 @@ pub(super) fn begin_terminate(
 pub(super) fn discard_hooks(group: &mut Group, world: &mut World, now: OffsetDateTime) {
     let ids: Vec<InstanceId> = group.instances.keys().cloned().collect();
     for id in ids {
-        let cause = format!(
-            "At {} the AutoScalingGroup was deleted with force.",
-            at(now)
-        );
-        begin_terminate(
-            group,
-            world,
-            &id,
-            Going {
-                cause,
-                skip_hooks: true,
-            },
-            now,
-        );
+        let cause = format!("At {} the AutoScalingGroup was deleted with force.", at(now));
+        begin_terminate(group, world, &id, Going { cause, skip_hooks: true }, now);
         if let Some(instance) = group.instances.get_mut(&id)
             && let Lifecycle::TerminatingWait(_) = instance.lifecycle
         {
@@ -214,26 +185,14 @@ pub(super) fn victim(group: &Group) -> Option<InstanceId> {
             .filter(|instance| instance.lifecycle.counts() && instance.placement.zone == zone)
             .count()
     };
-    let fullest = candidates
-        .iter()
-        .map(|instance| count(&instance.placement.zone))
-        .max()?;
-    let candidates = candidates
-        .into_iter()
-        .filter(|instance| count(&instance.placement.zone) == fullest);
-    let policy = group
-        .termination_policies
-        .first()
-        .copied()
-        .unwrap_or(TerminationPolicy::Default);
+    let fullest = candidates.iter().map(|instance| count(&instance.placement.zone)).max()?;
+    let candidates =
+        candidates.into_iter().filter(|instance| count(&instance.placement.zone) == fullest);
+    let policy = group.termination_policies.first().copied().unwrap_or(TerminationPolicy::Default);
     let chosen = match policy {
         TerminationPolicy::Default | TerminationPolicy::OldestLaunchTemplate => candidates
             .min_by_key(|instance| {
-                (
-                    instance.template.version,
-                    instance.launched,
-                    instance.id.clone(),
-                )
+                (instance.template.version, instance.launched, instance.id.clone())
             }),
         TerminationPolicy::OldestInstance => {
             candidates.min_by_key(|instance| (instance.launched, instance.id.clone()))
@@ -272,10 +231,9 @@ fn record(
     now: OffsetDateTime,
 ) {
     let details = match placement {
-        Some(Placement {
-            zone,
-            subnet: Some(subnet),
-        }) => format!(r#"{{"Subnet ID":"{subnet}","Availability Zone":"{zone}"}}"#),
+        Some(Placement { zone, subnet: Some(subnet) }) => {
+            format!(r#"{{"Subnet ID":"{subnet}","Availability Zone":"{zone}"}}"#)
+        }
         Some(Placement { zone, subnet: None }) => format!(r#"{{"Availability Zone":"{zone}"}}"#),
         None => "{}".to_owned(),
     };

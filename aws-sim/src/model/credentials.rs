@@ -86,23 +86,17 @@ impl Principals {
         let principal = Principal {
             secret_access_key: credentials.secret_access_key.clone(),
             session_token: Some(credentials.session_token.clone()),
-            arn: format!(
-                "arn:aws:sts::{}:assumed-role/{}/{instance}",
-                role.account, role.name
-            ),
+            arn: format!("arn:aws:sts::{}:assumed-role/{}/{instance}", role.account, role.name),
             user_id: format!("{}:{instance}", role.id),
             expires: Some(credentials.expires),
         };
-        self.known
-            .insert(credentials.access_key_id.clone(), principal);
+        self.known.insert(credentials.access_key_id.clone(), principal);
         credentials
     }
 
     pub fn forget_expired(&mut self, now: OffsetDateTime) {
         self.known.retain(|_, principal| {
-            principal
-                .expires
-                .is_none_or(|expires| expires + REMEMBER_EXPIRED > now)
+            principal.expires.is_none_or(|expires| expires + REMEMBER_EXPIRED > now)
         });
     }
 }

@@ -1,5 +1,7 @@
 //! The reading calls: filters, and pages that continue after the last key of the page before.
 
+use std::cmp::Reverse;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -40,11 +42,7 @@ impl Model {
                 names.is_empty() || names.iter().any(|name| name == group.name.as_str())
             })
             .filter(|group| filters.iter().all(|filter| group_matches(group, filter)));
-        paged(
-            groups.map(|group| (group.name.to_string(), group)),
-            page,
-            50,
-        )
+        paged(groups.map(|group| (group.name.to_string(), group)), page, 50)
     }
 
     pub fn describe_instances(
@@ -57,13 +55,7 @@ impl Model {
             .filter(|instance| ids.is_empty() || ids.contains(&instance.id))
             .collect();
         instances.sort_by(|a, b| a.id.cmp(&b.id));
-        paged(
-            instances
-                .into_iter()
-                .map(|instance| (instance.id.to_string(), instance)),
-            page,
-            50,
-        )
+        paged(instances.into_iter().map(|instance| (instance.id.to_string(), instance)), page, 50)
     }
 
     pub fn describe_tags(
@@ -72,42 +64,31 @@ impl Model {
         page: &Page,
     ) -> Result<Paged<(&GroupName, &String, &Tag)>, AwsError> {
         const KNOWN: [&str; 4] = ["auto-scaling-group", "key", "value", "propagate-at-launch"];
-        if let Some(filter) = filters
-            .iter()
-            .find(|filter| !KNOWN.contains(&filter.name.as_str()))
-        {
+        if let Some(filter) = filters.iter().find(|filter| !KNOWN.contains(&filter.name.as_str())) {
             return Err(AwsError::validation(format!(
                 "Filter type {} is not correct.",
                 filter.name
             )));
         }
-        let tags = self
-            .groups
-            .values()
-            .flat_map(Group::tag_list)
-            .filter(|(group, key, tag)| {
-                filters.iter().all(|filter| {
-                    let value = match filter.name.as_str() {
-                        "auto-scaling-group" => group.as_str(),
-                        "key" => key.as_str(),
-                        "value" => tag.value.as_str(),
-                        _ => {
-                            if tag.propagate {
-                                "true"
-                            } else {
-                                "false"
-                            }
+        let tags = self.groups.values().flat_map(Group::tag_list).filter(|(group, key, tag)| {
+            filters.iter().all(|filter| {
+                let value = match filter.name.as_str() {
+                    "auto-scaling-group" => group.as_str(),
+                    "key" => key.as_str(),
+                    "value" => tag.value.as_str(),
+                    _ => {
+                        if tag.propagate {
+                            "true"
+                        } else {
+                            "false"
                         }
-                    };
-                    filter.values.iter().any(|wanted| wanted == value)
-                })
-            });
+                    }
+                };
+                filter.values.iter().any(|wanted| wanted == value)
+            })
+        });
         // NUL sorts before all that names hold, so this string orders as the pair (group, key) does.
-        paged(
-            tags.map(|item| (format!("{}\0{}", item.0, item.1), item)),
-            page,
-            50,
-        )
+        paged(tags.map(|item| (format!("{}\0{}", item.0, item.1), item)), page, 50)
     }
 
     pub fn describe_hooks(
@@ -115,18 +96,11 @@ impl Model {
         group: &GroupName,
         names: &[String],
     ) -> Result<Vec<(&HookName, &Hook)>, AwsError> {
-        let group = self
-            .groups
-            .get(group)
-            .ok_or_else(|| group_not_found(group))?;
+        let group = self.groups.get(group).ok_or_else(|| group_not_found(group))?;
         let wanted = |name: &HookName| {
             names.is_empty() || names.iter().any(|wanted| wanted == name.as_str())
         };
-        Ok(group
-            .hooks
-            .iter()
-            .filter(|(name, _)| wanted(name))
-            .collect())
+        Ok(group.hooks.iter().filter(|(name, _)| wanted(name)).collect())
     }
 
     /// Newest first. Activities of deleted groups are not kept.
@@ -148,7 +122,7 @@ impl Model {
             .flat_map(|held| held.activities.iter())
             .filter(|activity| ids.is_empty() || ids.contains(&activity.id.0))
             .collect();
-        activities.sort_by(|a, b| b.started.cmp(&a.started));
+        activities.sort_by_key(|activity| Reverse(activity.started));
         // Pages continue after an activity's id: new ones come in front and shift nothing.
         let skip = match &page.next_token {
             None => 0,
@@ -161,10 +135,7 @@ impl Model {
         let limit = page_size(page, 100)?;
         let rest = activities.split_off(skip.min(activities.len()));
         let next_token = (rest.len() > limit).then(|| write_token(&rest[limit - 1].id.0));
-        Ok(Paged {
-            items: rest.into_iter().take(limit).collect(),
-            next_token,
-        })
+        Ok(Paged { items: rest.into_iter().take(limit).collect(), next_token })
     }
 }
 
@@ -193,10 +164,7 @@ fn paged<T>(
         last = key;
     }
     let next_token = items.next().map(|_| write_token(&last));
-    Ok(Paged {
-        items: taken,
-        next_token,
-    })
+    Ok(Paged { items: taken, next_token })
 }
 
 fn page_size(page: &Page, default: usize) -> Result<usize, AwsError> {
@@ -221,19 +189,12 @@ fn write_token(last: &str) -> String {
 }
 
 fn read_token(token: &str) -> Result<String, AwsError> {
-    let bytes = URL_SAFE_NO_PAD
-        .decode(token)
-        .map_err(|_| invalid_token(token))?;
+    let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid_token(token))?;
     let text = String::from_utf8(bytes).map_err(|_| invalid_token(token))?;
-    text.strip_prefix("after:")
-        .map(str::to_owned)
-        .ok_or_else(|| invalid_token(token))
+    text.strip_prefix("after:").map(str::to_owned).ok_or_else(|| invalid_token(token))
 }
 
 fn invalid_token(token: &str) -> AwsError {
     let shown: String = token.chars().take(80).collect();
-    AwsError::new(
-        Code::InvalidNextToken,
-        format!("The token '{shown}' is invalid."),
-    )
+    AwsError::new(Code::InvalidNextToken, format!("The token '{shown}' is invalid."))
 }

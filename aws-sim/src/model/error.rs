@@ -70,10 +70,7 @@ impl Code {
 
 impl AwsError {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        AwsError {
-            code,
-            message: message.into(),
-        }
+        AwsError { code, message: message.into() }
     }
 
     pub fn validation(message: impl Into<String>) -> Self {

@@ -232,11 +232,7 @@ impl Lifecycle {
 
     /// What IMDS shows as `autoscaling/target-lifecycle-state`.
     pub fn target(&self) -> &'static str {
-        if self.counts() {
-            "InService"
-        } else {
-            "Terminated"
-        }
+        if self.counts() { "InService" } else { "Terminated" }
     }
 
     pub fn waiting_mut(&mut self) -> Option<&mut Waiting> {
@@ -254,20 +250,14 @@ impl Group {
     /// Instances that count towards the desired capacity.
     pub fn capacity(&self) -> u32 {
         u32::try_from(
-            self.instances
-                .values()
-                .filter(|instance| instance.lifecycle.counts())
-                .count(),
+            self.instances.values().filter(|instance| instance.lifecycle.counts()).count(),
         )
         .unwrap_or(u32::MAX)
     }
 
     pub fn zones(&self) -> Vec<&str> {
-        let mut zones: Vec<&str> = self
-            .placements
-            .iter()
-            .map(|placement| placement.zone.as_str())
-            .collect();
+        let mut zones: Vec<&str> =
+            self.placements.iter().map(|placement| placement.zone.as_str()).collect();
         zones.dedup();
         zones
     }

@@ -13,18 +13,9 @@ use super::{AwsError, Code, GROUPS_MAX, GroupName, Model, World};
 
 impl Model {
     pub fn create_group(&mut self, call: CreateGroup, now: OffsetDateTime) -> Result<(), AwsError> {
-        let CreateGroup {
-            name,
-            settings,
-            tags,
-            hooks,
-        } = call;
+        let CreateGroup { name, settings, tags, hooks } = call;
         if let Some(existing) = self.groups.get(&name) {
-            let pending = if existing.deleting {
-                " and is pending delete"
-            } else {
-                ""
-            };
+            let pending = if existing.deleting { " and is pending delete" } else { "" };
             return Err(AwsError::new(
                 Code::AlreadyExists,
                 format!(
@@ -101,18 +92,11 @@ impl Model {
         let max = settings.max.unwrap_or(group.max);
         // API reference, UpdateAutoScalingGroup: without a new desired capacity, a bound that passes it moves it.
         let desired = settings.desired.unwrap_or_else(|| {
-            if min <= max {
-                group.desired.clamp(min, max)
-            } else {
-                group.desired
-            }
+            if min <= max { group.desired.clamp(min, max) } else { group.desired }
         });
         check_bounds(min, max, desired)?;
-        let template = settings
-            .template
-            .as_ref()
-            .map(|template| world.template_ref(template))
-            .transpose()?;
+        let template =
+            settings.template.as_ref().map(|template| world.template_ref(template)).transpose()?;
         let placements = if settings.zones.is_some() || settings.subnets.is_some() {
             Some(world.placements(settings.zones.as_deref(), settings.subnets.as_deref())?)
         } else {
@@ -129,11 +113,7 @@ impl Model {
 
     pub fn set_desired(&mut self, call: SetDesired, now: OffsetDateTime) -> Result<(), AwsError> {
         let (group, _) = self.living_group_mut(&call.name)?;
-        let SetDesired {
-            desired,
-            honor_cooldown,
-            ..
-        } = call;
+        let SetDesired { desired, honor_cooldown, .. } = call;
         if desired > group.max {
             let message = format!(
                 "New SetDesiredCapacity value {desired} is above max value {} for the AutoScalingGroup.",
@@ -148,9 +128,7 @@ impl Model {
             );
             return Err(AwsError::validation(message));
         }
-        let cooling = group
-            .last_scaled
-            .is_some_and(|scaled| now < scaled + group.default_cooldown);
+        let cooling = group.last_scaled.is_some_and(|scaled| now < scaled + group.default_cooldown);
         if honor_cooldown && cooling {
             return Err(AwsError::new(
                 Code::ScalingActivityInProgress,
@@ -203,17 +181,10 @@ impl World {
         let wanted = TemplateRef {
             id: spec.id.clone().unwrap_or_default(),
             name: spec.name.clone().unwrap_or_default(),
-            version: spec
-                .version
-                .clone()
-                .unwrap_or_else(|| "$Default".to_owned()),
+            version: spec.version.clone().unwrap_or_else(|| "$Default".to_owned()),
         };
         let found = self.resolve(&wanted)?;
-        Ok(TemplateRef {
-            id: found.id,
-            name: found.name,
-            version: wanted.version,
-        })
+        Ok(TemplateRef { id: found.id, name: found.name, version: wanted.version })
     }
 
     fn placements(
@@ -229,20 +200,13 @@ impl World {
             .filter(|id| !id.is_empty())
         {
             let Some(zone) = self.config.subnets.get(id) else {
-                return Err(AwsError::validation(format!(
-                    "The subnet ID '{id}' does not exist"
-                )));
+                return Err(AwsError::validation(format!("The subnet ID '{id}' does not exist")));
             };
-            placements.push(Placement {
-                zone: zone.clone(),
-                subnet: Some(id.to_owned()),
-            });
+            placements.push(Placement { zone: zone.clone(), subnet: Some(id.to_owned()) });
         }
         for zone in zones.unwrap_or_default() {
             if !self.config.zones.contains(zone) {
-                return Err(AwsError::validation(format!(
-                    "Invalid availability zone [{zone}]"
-                )));
+                return Err(AwsError::validation(format!("Invalid availability zone [{zone}]")));
             }
             match placements.iter().any(|placement| &placement.zone == zone) {
                 true => {}
@@ -251,10 +215,7 @@ impl World {
                         "The availability zones of the specified subnets and the AutoScalingGroup do not match",
                     ));
                 }
-                false => placements.push(Placement {
-                    zone: zone.clone(),
-                    subnet: None,
-                }),
+                false => placements.push(Placement { zone: zone.clone(), subnet: None }),
             }
         }
         placements.sort();
@@ -267,31 +228,21 @@ impl World {
 fn apply_settings(group: &mut Group, settings: GroupSettings) -> Result<(), AwsError> {
     if let Some(kind) = settings.health_check_type {
         let parts: Vec<&str> = kind.split(',').collect();
-        if !parts
-            .iter()
-            .all(|part| ["EC2", "ELB", "EBS", "VPC_LATTICE"].contains(part))
-        {
-            return Err(AwsError::validation(format!(
-                "Invalid HealthCheckType {kind}"
-            )));
+        if !parts.iter().all(|part| ["EC2", "ELB", "EBS", "VPC_LATTICE"].contains(part)) {
+            return Err(AwsError::validation(format!("Invalid HealthCheckType {kind}")));
         }
         group.health_check_type = kind;
     }
-    group.health_check_grace = settings
-        .health_check_grace
-        .unwrap_or(group.health_check_grace);
+    group.health_check_grace = settings.health_check_grace.unwrap_or(group.health_check_grace);
     group.default_cooldown = settings.default_cooldown.unwrap_or(group.default_cooldown);
     // -1 removes it (API reference).
-    match settings.default_instance_warmup {
-        Some(secs) => group.default_instance_warmup_secs = u32::try_from(secs).ok(),
-        None => {}
+    if let Some(secs) = settings.default_instance_warmup {
+        group.default_instance_warmup_secs = u32::try_from(secs).ok();
     }
-    group.termination_policies = settings
-        .termination_policies
-        .unwrap_or_else(|| group.termination_policies.clone());
-    group.new_instances_protected = settings
-        .new_instances_protected
-        .unwrap_or(group.new_instances_protected);
+    group.termination_policies =
+        settings.termination_policies.unwrap_or_else(|| group.termination_policies.clone());
+    group.new_instances_protected =
+        settings.new_instances_protected.unwrap_or(group.new_instances_protected);
     group.context = settings.context.or(group.context.take());
     group.subnets = settings.subnets.or(group.subnets.take());
     Ok(())

@@ -68,9 +68,7 @@ impl Model {
         }
         let wanted = |waiting: &Waiting, id: &super::InstanceId| {
             waiting.actions.get(&call.hook).is_some_and(|action| {
-                call.token
-                    .as_ref()
-                    .is_none_or(|token| *token == action.token)
+                call.token.as_ref().is_none_or(|token| *token == action.token)
                     && call.instance.as_ref().is_none_or(|instance| instance == id)
             })
         };
@@ -90,10 +88,7 @@ impl Model {
             .values_mut()
             .find_map(|instance| {
                 let id = &instance.id;
-                instance
-                    .lifecycle
-                    .waiting_mut()
-                    .filter(|waiting| wanted(waiting, id))
+                instance.lifecycle.waiting_mut().filter(|waiting| wanted(waiting, id))
             })
             .ok_or_else(|| AwsError::validation(missing))
     }
@@ -113,10 +108,7 @@ impl Waiting {
             .filter(|(_, hook)| hook.transition == transition)
             .map(|(name, hook)| (name.clone(), HookAction::start(hook, ids.uuid(), now)))
             .collect();
-        (!actions.is_empty()).then_some(Waiting {
-            actions,
-            abandoned: false,
-        })
+        (!actions.is_empty()).then_some(Waiting { actions, abandoned: false })
     }
 
     /// Lets those whose time is up take their default result.
@@ -165,10 +157,8 @@ impl HookAction {
 pub(super) fn put(group: &mut Group, call: PutHook) -> Result<(), AwsError> {
     let existing = group.hooks.get(&call.hook);
     if existing.is_none() && group.hooks.len() >= HOOKS_MAX {
-        let message = format!(
-            "AutoScalingGroup '{}' may have {HOOKS_MAX} lifecycle hooks.",
-            group.name
-        );
+        let message =
+            format!("AutoScalingGroup '{}' may have {HOOKS_MAX} lifecycle hooks.", group.name);
         return Err(AwsError::new(Code::LimitExceeded, message));
     }
     let Some(transition) = call.transition.or(existing.map(|hook| hook.transition)) else {
@@ -176,10 +166,8 @@ pub(super) fn put(group: &mut Group, call: PutHook) -> Result<(), AwsError> {
             "Lifecycle transition is required to create a lifecycle hook",
         ));
     };
-    let heartbeat = call
-        .heartbeat
-        .or(existing.map(|hook| hook.heartbeat))
-        .unwrap_or(HEARTBEAT_DEFAULT);
+    let heartbeat =
+        call.heartbeat.or(existing.map(|hook| hook.heartbeat)).unwrap_or(HEARTBEAT_DEFAULT);
     if !HEARTBEAT_SECS.contains(&heartbeat.as_secs()) {
         return Err(AwsError::validation(format!(
             "Heartbeat timeout of {} seconds is not between {} and {}",
@@ -192,18 +180,8 @@ pub(super) fn put(group: &mut Group, call: PutHook) -> Result<(), AwsError> {
         .default_result
         .or(existing.map(|hook| hook.default_result))
         .unwrap_or(HookResult::Abandon);
-    let metadata = call
-        .metadata
-        .or(existing.and_then(|hook| hook.metadata.clone()));
-    group.hooks.insert(
-        call.hook,
-        Hook {
-            transition,
-            heartbeat,
-            default_result,
-            metadata,
-        },
-    );
+    let metadata = call.metadata.or(existing.and_then(|hook| hook.metadata.clone()));
+    group.hooks.insert(call.hook, Hook { transition, heartbeat, default_result, metadata });
     Ok(())
 }
 

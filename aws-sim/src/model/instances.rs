@@ -15,10 +15,8 @@ impl Model {
         now: OffsetDateTime,
     ) -> Result<Activity, AwsError> {
         let (group, world) = self.group_of_mut(&call.instance)?;
-        let counts = group
-            .instances
-            .get(&call.instance)
-            .is_some_and(|instance| instance.lifecycle.counts());
+        let counts =
+            group.instances.get(&call.instance).is_some_and(|instance| instance.lifecycle.counts());
         let mut cause = format!(
             "At {} instance {} was taken out of service in response to a user request",
             at(now),
@@ -40,16 +38,8 @@ impl Model {
             group.desired -= 1;
         }
         cause.push('.');
-        let id = begin_terminate(
-            group,
-            world,
-            &call.instance,
-            Going {
-                cause,
-                skip_hooks: false,
-            },
-            now,
-        );
+        let id =
+            begin_terminate(group, world, &call.instance, Going { cause, skip_hooks: false }, now);
         group
             .activities
             .iter()

@@ -60,10 +60,7 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Start a machine; answer with [`Model::instance_running`], or [`Model::instance_dead`] if it cannot.
-    Launch {
-        facts: InstanceFacts,
-        user_data: String,
-    },
+    Launch { facts: InstanceFacts, user_data: String },
     /// What the instance's IMDS shows has changed.
     Update { facts: InstanceFacts },
     /// Shut the machine down; answer with [`Model::instance_dead`].
@@ -121,10 +118,7 @@ impl Model {
             addresses: BTreeSet::new(),
             next_host: 0,
         };
-        Model {
-            world,
-            groups: BTreeMap::new(),
-        }
+        Model { world, groups: BTreeMap::new() }
     }
 
     pub fn config(&self) -> &ModelConfig {
@@ -141,15 +135,11 @@ impl Model {
 
     /// Every instance that exists, in the order of groups and ids.
     pub fn instances(&self) -> impl Iterator<Item = &Instance> {
-        self.groups
-            .values()
-            .flat_map(|group| group.instances.values())
+        self.groups.values().flat_map(|group| group.instances.values())
     }
 
     pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
-        self.groups
-            .values()
-            .find_map(|group| group.instances.get(id))
+        self.groups.values().find_map(|group| group.instances.get(id))
     }
 
     /// The group, for a call that changes it.
@@ -172,11 +162,7 @@ impl Model {
 
     /// The group that has this instance.
     fn group_of_mut(&mut self, id: &InstanceId) -> Result<(&mut Group, &mut World), AwsError> {
-        match self
-            .groups
-            .values_mut()
-            .find(|group| group.instances.contains_key(id))
-        {
+        match self.groups.values_mut().find(|group| group.instances.contains_key(id)) {
             Some(group) => Ok((group, &mut self.world)),
             None => Err(AwsError::validation(format!(
                 "Instance Id not found - No managed instance found for instance ID: {id}"
@@ -215,16 +201,13 @@ impl World {
         let found = match wanted.version.as_str() {
             "$Latest" => versions.iter().max_by_key(|template| template.version),
             "$Default" => versions.iter().min_by_key(|template| template.version),
-            number => versions
-                .iter()
-                .find(|template| template.version.to_string() == number),
+            number => versions.iter().find(|template| template.version.to_string() == number),
         };
         match found {
             Some(template) => Ok((*template).clone()),
-            None => Err(invalid(format!(
-                "Could not find launch template version {}.",
-                wanted.version
-            ))),
+            None => {
+                Err(invalid(format!("Could not find launch template version {}.", wanted.version)))
+            }
         }
     }
 

@@ -66,10 +66,7 @@ impl TryFrom<String> for GroupName {
     type Error = AwsError;
     fn try_from(raw: String) -> Result<Self, AwsError> {
         length(&raw, "autoScalingGroupName", 255)?;
-        if !raw
-            .bytes()
-            .all(|byte| (33..=126).contains(&byte) && byte != b':')
-        {
+        if !raw.bytes().all(|byte| (33..=126).contains(&byte) && byte != b':') {
             return Err(AwsError::constraint(
                 &raw,
                 "autoScalingGroupName",
@@ -84,10 +81,7 @@ impl TryFrom<String> for HookName {
     type Error = AwsError;
     fn try_from(raw: String) -> Result<Self, AwsError> {
         length(&raw, "lifecycleHookName", 255)?;
-        if !raw
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_/".contains(&byte))
-        {
+        if !raw.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_/".contains(&byte)) {
             return Err(AwsError::constraint(
                 &raw,
                 "lifecycleHookName",
@@ -128,11 +122,7 @@ mod tests {
             (&"x".repeat(255), true),
             (&"x".repeat(256), false),
         ] {
-            assert_eq!(
-                GroupName::try_from(raw.to_owned()).is_ok(),
-                valid,
-                "{raw:?}"
-            );
+            assert_eq!(GroupName::try_from(raw.to_owned()).is_ok(), valid, "{raw:?}");
         }
     }
 }

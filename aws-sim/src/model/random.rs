@@ -36,14 +36,7 @@ impl Ids {
         bytes[6] = (bytes[6] & 0x0f) | 0x40;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
         let hex = hex::encode(&bytes[..16]);
-        format!(
-            "{}-{}-{}-{}-{}",
-            &hex[..8],
-            &hex[8..12],
-            &hex[12..16],
-            &hex[16..20],
-            &hex[20..32]
-        )
+        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32])
     }
 
     pub fn session_key_id(&mut self) -> AccessKeyId {
@@ -64,9 +57,6 @@ impl Ids {
     pub fn session_token(&mut self) -> String {
         use base64::Engine as _;
         let bytes: Vec<u8> = (0..6).flat_map(|_| self.draw("token")).collect();
-        format!(
-            "IQoJb3JpZ2lu{}",
-            base64::engine::general_purpose::STANDARD.encode(bytes)
-        )
+        format!("IQoJb3JpZ2lu{}", base64::engine::general_purpose::STANDARD.encode(bytes))
     }
 }

@@ -46,19 +46,13 @@ pub(super) fn apply_tags(group: &mut Group, tags: Vec<TagSpec>) -> Result<(), Aw
         }
         group.tags.insert(
             tag.key,
-            Tag {
-                value: tag.value.unwrap_or_default(),
-                propagate: tag.propagate,
-            },
+            Tag { value: tag.value.unwrap_or_default(), propagate: tag.propagate },
         );
     }
     if group.tags.len() > TAGS_MAX {
         return Err(AwsError::new(
             Code::LimitExceeded,
-            format!(
-                "AutoScalingGroup '{}' may have {TAGS_MAX} tags.",
-                group.name
-            ),
+            format!("AutoScalingGroup '{}' may have {TAGS_MAX} tags.", group.name),
         ));
     }
     Ok(())
@@ -66,9 +60,7 @@ pub(super) fn apply_tags(group: &mut Group, tags: Vec<TagSpec>) -> Result<(), Aw
 
 /// Why instances with this tag cannot start, if so: IMDS shows tags as paths (EC2 user guide, tags in instance metadata).
 pub(super) fn launch_obstacle(key: &str) -> Option<String> {
-    let fits = key
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte));
+    let fits = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_+=,.@:".contains(&byte));
     let reserved = [".", "..", "_index"].contains(&key);
     (!fits || reserved).then(|| {
         format!(
@@ -96,11 +88,7 @@ fn by_group(tags: Vec<TagSpec>) -> Result<Vec<(GroupName, Vec<TagSpec>)>, AwsErr
 }
 
 fn check_resource(tag: &TagSpec, group: &GroupName) -> Result<(), AwsError> {
-    if tag
-        .resource_type
-        .as_deref()
-        .is_some_and(|kind| kind != "auto-scaling-group")
-    {
+    if tag.resource_type.as_deref().is_some_and(|kind| kind != "auto-scaling-group") {
         return Err(AwsError::validation(
             "Invalid resource type: only auto-scaling-group can be tagged",
         ));
@@ -123,11 +111,7 @@ fn check_tag(tag: &TagSpec) -> Result<(), AwsError> {
             "Member must have length between 1 and 128",
         ));
     }
-    if tag
-        .value
-        .as_ref()
-        .is_some_and(|value| value.chars().count() > 256)
-    {
+    if tag.value.as_ref().is_some_and(|value| value.chars().count() > 256) {
         return Err(AwsError::constraint(
             &tag.key,
             "tags.value",
@@ -143,7 +127,5 @@ fn check_tag(tag: &TagSpec) -> Result<(), AwsError> {
 }
 
 fn no_such_resource(name: &GroupName) -> AwsError {
-    AwsError::validation(format!(
-        "AutoScalingGroup name not found - no such group: {name}"
-    ))
+    AwsError::validation(format!("AutoScalingGroup name not found - no such group: {name}"))
 }

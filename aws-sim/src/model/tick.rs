@@ -49,8 +49,7 @@ impl Model {
             }
             renew_credentials(group, &mut self.world, now);
         }
-        self.groups
-            .retain(|_, group| !(group.deleting && group.instances.is_empty()));
+        self.groups.retain(|_, group| !(group.deleting && group.instances.is_empty()));
         self.world.principals.forget_expired(now);
         std::mem::take(&mut self.world.effects)
     }
@@ -66,14 +65,11 @@ fn advance(group: &mut Group, world: &mut World, id: &InstanceId, now: OffsetDat
     match step {
         Step::Stay => return false,
         Step::Start => {
-            instance.machine = Machine::Starting {
-                give_up: now + START_PATIENCE,
-            };
+            instance.machine = Machine::Starting { give_up: now + START_PATIENCE };
             let facts = world.facts(instance);
-            world.effects.push(Effect::Launch {
-                facts,
-                user_data: instance.template.user_data.clone(),
-            });
+            world
+                .effects
+                .push(Effect::Launch { facts, user_data: instance.template.user_data.clone() });
         }
         Step::GiveUp => {
             group.launches.failures += 1;
@@ -103,9 +99,7 @@ fn advance(group: &mut Group, world: &mut World, id: &InstanceId, now: OffsetDat
         }
         Step::ShutDown => {
             instance.machine = Machine::Stopping;
-            world.effects.push(Effect::Shutdown {
-                instance: id.clone(),
-            });
+            world.effects.push(Effect::Shutdown { instance: id.clone() });
         }
         Step::NeverMind => instance.machine = Machine::Ended,
         Step::Gone => {
@@ -149,11 +143,7 @@ fn next_step(instance: &mut Instance, now: OffsetDateTime) -> Step {
         Lifecycle::InService { .. } => Step::Stay,
         Lifecycle::TerminatingWait(waiting) => {
             waiting.expire(now);
-            if waiting.is_over() {
-                Step::Proceed
-            } else {
-                Step::Stay
-            }
+            if waiting.is_over() { Step::Proceed } else { Step::Stay }
         }
         Lifecycle::Terminating | Lifecycle::TerminatingProceed => match instance.machine {
             Machine::Booting { .. } => Step::NeverMind,
@@ -180,16 +170,7 @@ fn set(group: &mut Group, id: &InstanceId, lifecycle: Lifecycle) {
 
 fn going(group: &mut Group, world: &mut World, id: &InstanceId, why: &str, now: OffsetDateTime) {
     let cause = format!("At {} {why}.", at(now));
-    begin_terminate(
-        group,
-        world,
-        id,
-        Going {
-            cause,
-            skip_hooks: false,
-        },
-        now,
-    );
+    begin_terminate(group, world, id, Going { cause, skip_hooks: false }, now);
 }
 
 /// Launches what is missing, lets go what is too much.
@@ -225,16 +206,9 @@ fn reconcile(group: &mut Group, world: &mut World, now: OffsetDateTime) {
 fn renew_credentials(group: &mut Group, world: &mut World, now: OffsetDateTime) {
     for instance in group.instances.values_mut() {
         let due = instance.credentials.expires <= now + RENEW_BEFORE;
-        if due
-            && matches!(
-                instance.machine,
-                Machine::Starting { .. } | Machine::Running
-            )
-        {
+        if due && matches!(instance.machine, Machine::Starting { .. } | Machine::Running) {
             instance.credentials =
-                world
-                    .principals
-                    .issue(&mut world.ids, &world.config.role, &instance.id, now);
+                world.principals.issue(&mut world.ids, &world.config.role, &instance.id, now);
             let facts = world.facts(instance);
             world.effects.push(Effect::Update { facts });
         }

@@ -92,9 +92,7 @@ impl Driver {
         }
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let line = |prefix: &str| {
-            said.lines()
-                .find_map(|line| line.strip_prefix(prefix))
-                .map(str::to_owned)
+            said.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned)
         };
         let what = line("error: ")
             .unwrap_or_else(|| format!("instances cannot start here: {}", said.trim()));
@@ -119,9 +117,7 @@ impl Driver {
             instance_id: instance.id.clone(),
             group: instance.group.to_string(),
             address: instance.address.to_string(),
-            launcher_pid: machines
-                .get(&instance.id)
-                .map(|machine| machine.pid.as_raw()),
+            launcher_pid: machines.get(&instance.id).map(|machine| machine.pid.as_raw()),
             lifecycle_state: instance.lifecycle.as_str().to_owned(),
             imds: format!("http://{}:{}", instance.address, self.imds_port),
         };
@@ -166,15 +162,9 @@ impl Driver {
             .open(&log)
             .with_context(|| format!("open {}", log.display()))?;
         let mut command = Command::new("/proc/self/exe");
-        command
-            .arg0("aws-sim")
-            .args(["launcher", "--instance", instance.as_str()]);
+        command.arg0("aws-sim").args(["launcher", "--instance", instance.as_str()]);
         // A group of its own: Ctrl-C in a terminal reaches the simulation alone, which then ends instances in order.
-        command
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log_file);
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log_file);
         let mut child = self.spawner.spawn(command).await?;
         let pid = Pid::from_raw(i32::try_from(child.id()).context("pid")?);
         tracing::info!(%instance, address = %facts.address, launcher_pid = pid.as_raw(), "instance launched");
@@ -186,13 +176,7 @@ impl Driver {
         ))?;
         let (send, receive) = watch::channel(facts.clone());
         lock(&self.machines).insert(instance.clone(), Machine { pid, facts: send });
-        let start = ToLauncher::Start {
-            facts,
-            user_data,
-            home,
-            log,
-            imds_port: self.imds_port,
-        };
+        let start = ToLauncher::Start { facts, user_data, home, log, imds_port: self.imds_port };
         tokio::spawn(feed(stdin, start, receive));
         tokio::spawn(attend(
             instance,
@@ -255,9 +239,7 @@ async fn feed(
         if stdin.write_all(&line).await.is_err() || facts.changed().await.is_err() {
             return;
         }
-        order = ToLauncher::Facts {
-            facts: facts.borrow_and_update().clone(),
-        };
+        order = ToLauncher::Facts { facts: facts.borrow_and_update().clone() };
     }
 }
 
@@ -297,7 +279,5 @@ async fn attend(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic while holding it is a bug that has been printed; the simulation goes on.
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

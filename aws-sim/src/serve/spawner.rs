@@ -33,12 +33,7 @@ impl Spawner {
 
     pub async fn spawn(&self, command: Command) -> anyhow::Result<Child> {
         let (reply, answer) = oneshot::channel();
-        self.jobs
-            .try_send((command, reply))
-            .context("ask for a launcher")?;
-        answer
-            .await
-            .context("the spawner ended")?
-            .context("start a launcher")
+        self.jobs.try_send((command, reply)).context("ask for a launcher")?;
+        answer.await.context("the spawner ended")?.context("start a launcher")
     }
 }

@@ -53,10 +53,8 @@ pub fn call(
             model.set_desired(call, now).map(|()| None)
         }
         "DeleteAutoScalingGroup" => {
-            let (name, force) = (
-                parse::group_name(params)?,
-                params.boolean("ForceDelete")?.unwrap_or(false),
-            );
+            let (name, force) =
+                (parse::group_name(params)?, params.boolean("ForceDelete")?.unwrap_or(false));
             params.finish(action)?;
             model.delete_group(&name, force, now).map(|()| None)
         }
@@ -149,10 +147,7 @@ fn read(model: &Model, action: &str, params: &Params) -> Result<Answer, AwsError
     let mut xml = Xml::fragment();
     let next_token = match action {
         "DescribeAutoScalingGroups" => {
-            let (names, filters) = (
-                params.list("AutoScalingGroupNames")?,
-                parse::filters(params)?,
-            );
+            let (names, filters) = (params.list("AutoScalingGroupNames")?, parse::filters(params)?);
             let with_instances = params.boolean("IncludeInstances")?.unwrap_or(true);
             let page = parse::page(params)?;
             params.finish(action)?;
@@ -180,15 +175,10 @@ fn read(model: &Model, action: &str, params: &Params) -> Result<Answer, AwsError
             paged.next_token
         }
         "DescribeLifecycleHooks" => {
-            let (group, names) = (
-                parse::group_name(params)?,
-                params.list("LifecycleHookNames")?,
-            );
+            let (group, names) = (parse::group_name(params)?, params.list("LifecycleHookNames")?);
             params.finish(action)?;
             let hooks = model.describe_hooks(&group, &names)?;
-            xml.list("LifecycleHooks", hooks, |xml, hook| {
-                render::hook(xml, &group, hook)
-            });
+            xml.list("LifecycleHooks", hooks, |xml, hook| render::hook(xml, &group, hook));
             None
         }
         "DescribeScalingActivities" => {

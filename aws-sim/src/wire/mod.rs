@@ -56,9 +56,7 @@ impl Service {
 
 impl Sim {
     pub fn new(config: ModelConfig) -> Self {
-        Sim {
-            model: Model::new(config),
-        }
+        Sim { model: Model::new(config) }
     }
 
     /// One call of AutoScaling or STS. Does not let time pass: call [`Sim::tick`] for what follows from it.
@@ -104,10 +102,7 @@ impl Sim {
     ) -> Result<(Service, Answer), AwsError> {
         let caller = sigv4::verify(request, &self.model, now)?;
         let Some(service) = service else {
-            return Err(unknown_action(
-                action,
-                params.get("Version").unwrap_or("(none)"),
-            ));
+            return Err(unknown_action(action, params.get("Version").unwrap_or("(none)")));
         };
         if caller.service != service.signing_name() {
             return Err(AwsError::new(

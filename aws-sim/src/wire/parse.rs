@@ -14,11 +14,7 @@ pub fn group_name(params: &Params) -> Result<GroupName, AwsError> {
 }
 
 pub fn instance_ids(params: &Params) -> Result<Vec<InstanceId>, AwsError> {
-    params
-        .list("InstanceIds")?
-        .into_iter()
-        .map(InstanceId::try_from)
-        .collect()
+    params.list("InstanceIds")?.into_iter().map(InstanceId::try_from).collect()
 }
 
 pub fn settings(params: &Params) -> Result<GroupSettings, AwsError> {
@@ -86,9 +82,7 @@ fn termination_policy(raw: &str) -> Result<TerminationPolicy, AwsError> {
                 "The simulated AWS does not know termination policy {raw}."
             )))
         }
-        other => Err(AwsError::validation(format!(
-            "Invalid termination policy {other}"
-        ))),
+        other => Err(AwsError::validation(format!("Invalid termination policy {other}"))),
     }
 }
 
@@ -97,14 +91,9 @@ pub fn tags(params: &Params) -> Result<Vec<TagSpec>, AwsError> {
         Ok(TagSpec {
             group: params.string(&format!("{prefix}.ResourceId")),
             resource_type: params.string(&format!("{prefix}.ResourceType")),
-            key: params
-                .get(&format!("{prefix}.Key"))
-                .unwrap_or_default()
-                .to_owned(),
+            key: params.get(&format!("{prefix}.Key")).unwrap_or_default().to_owned(),
             value: params.get(&format!("{prefix}.Value")).map(str::to_owned),
-            propagate: params
-                .boolean(&format!("{prefix}.PropagateAtLaunch"))?
-                .unwrap_or(false),
+            propagate: params.boolean(&format!("{prefix}.PropagateAtLaunch"))?.unwrap_or(false),
         })
     };
     params.members("Tags")?.into_iter().map(tag).collect()
@@ -127,9 +116,7 @@ pub fn hook(params: &Params, prefix: &str, group: &GroupName) -> Result<PutHook,
         Some("autoscaling:EC2_INSTANCE_LAUNCHING") => Some(Transition::Launching),
         Some("autoscaling:EC2_INSTANCE_TERMINATING") => Some(Transition::Terminating),
         Some(other) => {
-            return Err(AwsError::validation(format!(
-                "Invalid lifecycle transition {other}"
-            )));
+            return Err(AwsError::validation(format!("Invalid lifecycle transition {other}")));
         }
     };
     Ok(PutHook {
@@ -162,10 +149,7 @@ pub fn action_ref(params: &Params) -> Result<ActionRef, AwsError> {
         group: group_name(params)?,
         hook: HookName::try_from(params.required("LifecycleHookName")?)?,
         token: params.string("LifecycleActionToken"),
-        instance: params
-            .string("InstanceId")
-            .map(InstanceId::try_from)
-            .transpose()?,
+        instance: params.string("InstanceId").map(InstanceId::try_from).transpose()?,
     })
 }
 
@@ -180,8 +164,5 @@ pub fn filters(params: &Params) -> Result<Vec<Filter>, AwsError> {
 }
 
 pub fn page(params: &Params) -> Result<Page, AwsError> {
-    Ok(Page {
-        records_max: params.count("MaxRecords")?,
-        next_token: params.string("NextToken"),
-    })
+    Ok(Page { records_max: params.count("MaxRecords")?, next_token: params.string("NextToken") })
 }

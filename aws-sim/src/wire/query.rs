@@ -19,13 +19,8 @@ pub struct Params {
 impl Params {
     /// `application/x-www-form-urlencoded` bytes; the last of equal names wins.
     pub fn parse(form: &str) -> Self {
-        let values = pairs(form)
-            .map(|(name, value)| (decode(name), decode(value)))
-            .collect();
-        Params {
-            values,
-            read: RefCell::default(),
-        }
+        let values = pairs(form).map(|(name, value)| (decode(name), decode(value))).collect();
+        Params { values, read: RefCell::default() }
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -35,9 +30,7 @@ impl Params {
 
     /// Empty counts as absent: the SDKs of some languages send `Name=` for an unset field.
     pub fn string(&self, name: &str) -> Option<String> {
-        self.get(name)
-            .filter(|value| !value.is_empty())
-            .map(str::to_owned)
+        self.get(name).filter(|value| !value.is_empty()).map(str::to_owned)
     }
 
     pub fn required(&self, name: &str) -> Result<String, AwsError> {
@@ -65,19 +58,13 @@ impl Params {
 
     pub fn integer(&self, name: &str) -> Result<Option<i64>, AwsError> {
         let malformed = |raw: &str| {
-            AwsError::validation(format!(
-                "Value ({raw}) for parameter {name} is not an integer"
-            ))
+            AwsError::validation(format!("Value ({raw}) for parameter {name} is not an integer"))
         };
-        self.string(name)
-            .map(|raw| raw.parse().map_err(|_| malformed(&raw)))
-            .transpose()
+        self.string(name).map(|raw| raw.parse().map_err(|_| malformed(&raw))).transpose()
     }
 
     pub fn seconds(&self, name: &str) -> Result<Option<Duration>, AwsError> {
-        Ok(self
-            .count(name)?
-            .map(|secs| Duration::from_secs(u64::from(secs))))
+        Ok(self.count(name)?.map(|secs| Duration::from_secs(u64::from(secs))))
     }
 
     pub fn boolean(&self, name: &str) -> Result<Option<bool>, AwsError> {
@@ -128,10 +115,7 @@ impl Params {
     /// Whether any parameter begins so.
     pub fn has(&self, name: &str) -> bool {
         self.values.keys().any(|key| {
-            key == name
-                || key
-                    .strip_prefix(name)
-                    .is_some_and(|rest| rest.starts_with('.'))
+            key == name || key.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
         })
     }
 
@@ -170,20 +154,14 @@ pub fn decode(raw: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut index = 0;
     while index < bytes.len() {
-        let escaped = (bytes[index] == b'%')
-            .then(|| bytes.get(index + 1..index + 3))
-            .flatten();
+        let escaped = (bytes[index] == b'%').then(|| bytes.get(index + 1..index + 3)).flatten();
         match escaped.and_then(|digits| hex::decode(digits).ok()) {
             Some(byte) => {
                 out.extend(byte);
                 index += 3;
             }
             None => {
-                out.push(if bytes[index] == b'+' {
-                    b' '
-                } else {
-                    bytes[index]
-                });
+                out.push(if bytes[index] == b'+' { b' ' } else { bytes[index] });
                 index += 1;
             }
         }
@@ -228,13 +206,9 @@ mod tests {
 
     #[test]
     fn malformed_escapes_stay() {
-        for (raw, decoded) in [
-            ("%", "%"),
-            ("%4", "%4"),
-            ("%zz", "%zz"),
-            ("a%20b", "a b"),
-            ("%C3%BC", "ü"),
-        ] {
+        for (raw, decoded) in
+            [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("a%20b", "a b"), ("%C3%BC", "ü")]
+        {
             assert_eq!(decode(raw), decoded);
         }
         assert_eq!(encode("a b/ü~"), "a%20b%2F%C3%BC~");

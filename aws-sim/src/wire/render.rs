@@ -11,12 +11,7 @@ use crate::model::{GroupName, HookName};
 pub fn group(xml: &mut Xml, group: &Group, with_instances: bool) {
     xml.text("AutoScalingGroupName", &group.name);
     xml.text("AutoScalingGroupARN", &group.arn);
-    launch_template(
-        xml,
-        &group.template.id,
-        &group.template.name,
-        &group.template.version,
-    );
+    launch_template(xml, &group.template.id, &group.template.name, &group.template.version);
     xml.text("MinSize", group.min);
     xml.text("MaxSize", group.max);
     xml.text("DesiredCapacity", group.desired);
@@ -31,24 +26,15 @@ pub fn group(xml: &mut Xml, group: &Group, with_instances: bool) {
     }
     xml.text("CreatedTime", timestamp(group.created));
     xml.list("SuspendedProcesses", None::<()>, |_, ()| {});
-    xml.text(
-        "VPCZoneIdentifier",
-        group.subnets.as_deref().unwrap_or_default(),
-    );
+    xml.text("VPCZoneIdentifier", group.subnets.as_deref().unwrap_or_default());
     xml.list("EnabledMetrics", None::<()>, |_, ()| {});
     xml.optional("Status", group.deleting.then_some("Delete in progress"));
     xml.list("Tags", group.tag_list(), tag);
     xml.texts(
         "TerminationPolicies",
-        group
-            .termination_policies
-            .iter()
-            .map(|policy| policy.as_str()),
+        group.termination_policies.iter().map(|policy| policy.as_str()),
     );
-    xml.text(
-        "NewInstancesProtectedFromScaleIn",
-        group.new_instances_protected,
-    );
+    xml.text("NewInstancesProtectedFromScaleIn", group.new_instances_protected);
     xml.optional("Context", group.context.as_ref());
     xml.optional("DefaultInstanceWarmup", group.default_instance_warmup_secs);
 }
@@ -62,18 +48,9 @@ pub fn instance(xml: &mut Xml, instance: &Instance) {
     xml.text("LifecycleState", instance.lifecycle.as_str());
     xml.text(
         "HealthStatus",
-        if instance.healthy && !instance.machine.is_ended() {
-            "Healthy"
-        } else {
-            "Unhealthy"
-        },
+        if instance.healthy && !instance.machine.is_ended() { "Healthy" } else { "Unhealthy" },
     );
-    launch_template(
-        xml,
-        &template.id,
-        &template.name,
-        &template.version.to_string(),
-    );
+    launch_template(xml, &template.id, &template.name, &template.version.to_string());
     xml.text("ProtectedFromScaleIn", instance.protected);
 }
 

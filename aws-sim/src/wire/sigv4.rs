@@ -78,9 +78,7 @@ impl Claim {
             ));
         };
         let Some(fields) = raw.strip_prefix("AWS4-HMAC-SHA256") else {
-            return Err(incomplete(
-                "Unsupported algorithm: AWS4-HMAC-SHA256 is required.",
-            ));
+            return Err(incomplete("Unsupported algorithm: AWS4-HMAC-SHA256 is required."));
         };
         let field = |name: &str| {
             let found = fields
@@ -88,9 +86,7 @@ impl Claim {
                 .map(str::trim)
                 .find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
             found.ok_or_else(|| {
-                incomplete(&format!(
-                    "Authorization header requires '{name}' parameter."
-                ))
+                incomplete(&format!("Authorization header requires '{name}' parameter."))
             })
         };
         let credential = field("Credential")?;
@@ -100,10 +96,8 @@ impl Claim {
                 "Credential must have exactly 5 slash-delimited elements, the last being 'aws4_request'.",
             ));
         };
-        let signed_headers: Vec<String> = field("SignedHeaders")?
-            .split(';')
-            .map(str::to_ascii_lowercase)
-            .collect();
+        let signed_headers: Vec<String> =
+            field("SignedHeaders")?.split(';').map(str::to_ascii_lowercase).collect();
         let signature = hex::decode(field("Signature")?)
             .map_err(|_| incomplete("Signature is not hexadecimal."))?;
         let Some(timestamp) = header(request, "x-amz-date") else {
@@ -149,9 +143,7 @@ impl Claim {
             .find(|name| name.as_str() != "host" && !request.headers().contains_key(name.as_str()))
         {
             None => Ok(()),
-            Some(name) => Err(mismatch(&format!(
-                "Signed header '{name}' is not in the request."
-            ))),
+            Some(name) => Err(mismatch(&format!("Signed header '{name}' is not in the request."))),
         }
     }
 
@@ -201,25 +193,22 @@ impl Claim {
         })
     }
 
+    /// The signature that this claim needs to be true. For tests that sign; comparing goes through [`verify`].
+    pub fn signature_for(&self, request: &Request<Bytes>, secret: &str) -> Vec<u8> {
+        self.mac(request, secret).finalize().into_bytes().to_vec()
+    }
+
     /// The signature that this request should carry, not yet finalized so that it is compared in constant time.
     fn mac(&self, request: &Request<Bytes>, secret: &str) -> Hmac<Sha256> {
         let canonical = self.canonical_request(request);
-        let scope = format!(
-            "{}/{}/{}/aws4_request",
-            self.date, self.region, self.service
-        );
+        let scope = format!("{}/{}/{}/aws4_request", self.date, self.region, self.service);
         let to_sign = format!(
             "AWS4-HMAC-SHA256\n{}\n{scope}\n{}",
             self.timestamp,
             hex::encode(Sha256::digest(canonical))
         );
         let mut key = format!("AWS4{secret}").into_bytes();
-        for part in [
-            self.date.as_str(),
-            &self.region,
-            &self.service,
-            "aws4_request",
-        ] {
+        for part in [self.date.as_str(), &self.region, &self.service, "aws4_request"] {
             key = keyed(&key, part).finalize().into_bytes().to_vec();
         }
         keyed(&key, &to_sign)
@@ -264,11 +253,7 @@ fn canonical_header(request: &Request<Bytes>, name: &str) -> String {
         .collect();
     if values.is_empty() && name == "host" {
         // An in-process client has no Host header yet; it is the authority of the URI.
-        return request
-            .uri()
-            .authority()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        return request.uri().authority().map(ToString::to_string).unwrap_or_default();
     }
     values.join(",")
 }
@@ -293,14 +278,11 @@ fn canonical_path(path: &str) -> String {
 fn canonical_query(query: &str) -> String {
     // A plus in a query string is a plus to SigV4.
     let plain = |raw: &str| encode(&decode(&raw.replace('+', "%2B")));
-    let mut pairs: Vec<(String, String)> = pairs(query)
-        .map(|(name, value)| (plain(name), plain(value)))
-        .collect();
+    let mut pairs: Vec<(String, String)> =
+        pairs(query).map(|(name, value)| (plain(name), plain(value))).collect();
     pairs.sort();
-    let pairs: Vec<String> = pairs
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
+    let pairs: Vec<String> =
+        pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     pairs.join("&")
 }
 

@@ -11,18 +11,14 @@ impl Xml {
     /// Opens `<name xmlns="…">`.
     pub fn root(name: &str, namespace: &str) -> Self {
         let mut xml = Xml::default();
-        xml.out
-            .push_str(&format!("<{name} xmlns=\"{namespace}\">\n"));
+        xml.out.push_str(&format!("<{name} xmlns=\"{namespace}\">\n"));
         xml.open.push(name.to_owned());
         xml
     }
 
     /// Content to be put into another document, two levels deep: inside its root and one element.
     pub fn fragment() -> Self {
-        Xml {
-            out: String::new(),
-            open: vec![String::new(), String::new()],
-        }
+        Xml { out: String::new(), open: vec![String::new(), String::new()] }
     }
 
     /// Puts a fragment into an element of this document's root.

@@ -1,0 +1,176 @@
+"""Drives a running aws-sim with boto3; exits non-zero at the first disagreement."""
+
+import json
+import os
+import time
+import urllib.request
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from botocore.utils import InstanceMetadataFetcher, InstanceMetadataRegionFetcher
+
+URL = os.environ["SIM_URL"]
+OPTIONS = {
+    "endpoint_url": URL,
+    "region_name": "eu-central-1",
+    "config": Config(retries={"max_attempts": 0}, proxies={}),
+}
+autoscaling = boto3.client("autoscaling", **OPTIONS)
+sts = boto3.client("sts", **OPTIONS)
+
+
+def refused(code, call, **arguments):
+    try:
+        call(**arguments)
+    except ClientError as error:
+        assert error.response["Error"]["Code"] == code, error
+        assert error.response["ResponseMetadata"]["RequestId"]
+        return error.response["ResponseMetadata"]["HTTPStatusCode"]
+    raise AssertionError(f"{call.__name__} {arguments} was accepted, not {code}")
+
+
+def until(what, found):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"waited for: {what}")
+
+
+def group(name="g"):
+    found = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    return found[0] if found else None
+
+
+def in_service(count):
+    def found():
+        instances = group()["Instances"]
+        states = [instance["LifecycleState"] for instance in instances]
+        return instances if states == ["InService"] * count else None
+
+    return until(f"{count} in service", found)
+
+
+# Who am I, and who may not ask.
+identity = sts.get_caller_identity()
+assert identity["Arn"] == "arn:aws:sts::123456789012:assumed-role/outstation-agent/dev", identity
+assert identity["UserId"] == "AROAEXAMPLEAGENT:dev" and identity["Account"] == "123456789012", identity
+wrong = boto3.client("sts", aws_access_key_id="ASIAEXAMPLEAGENT", aws_secret_access_key="no",
+                     aws_session_token=os.environ["AWS_SESSION_TOKEN"], **OPTIONS)
+assert refused("SignatureDoesNotMatch", wrong.get_caller_identity) == 403
+nobody = boto3.client("sts", aws_access_key_id="AKIANOBODY", aws_secret_access_key="no", aws_session_token="", **OPTIONS)
+assert refused("InvalidClientTokenId", nobody.get_caller_identity) == 403
+
+# A group with everything that the project uses.
+request = {
+    "AutoScalingGroupName": "g",
+    "MinSize": 2,
+    "MaxSize": 5,
+    "DesiredCapacity": 2,
+    "AvailabilityZones": ["eu-central-1a", "eu-central-1b"],
+    "LaunchTemplate": {"LaunchTemplateName": "outstation-node", "Version": "1"},
+    "HealthCheckType": "EC2",
+    "HealthCheckGracePeriod": 0,
+    "NewInstancesProtectedFromScaleIn": False,
+    "TerminationPolicies": ["OldestInstance"],
+    "Tags": [
+        {"Key": "outstation:group", "Value": "delay & <co>", "PropagateAtLaunch": True},
+        {"Key": "owner", "Value": "", "PropagateAtLaunch": False},
+    ],
+    "LifecycleHookSpecificationList": [
+        {"LifecycleHookName": "outstation-drain", "LifecycleTransition": "autoscaling:EC2_INSTANCE_TERMINATING",
+         "HeartbeatTimeout": 300, "DefaultResult": "CONTINUE"},
+    ],
+}
+autoscaling.create_auto_scaling_group(**request)
+assert refused("AlreadyExists", autoscaling.create_auto_scaling_group, **request) == 400
+instances = in_service(2)
+seen = group()
+assert (seen["MinSize"], seen["MaxSize"], seen["DesiredCapacity"]) == (2, 5, 2)
+assert seen["AvailabilityZones"] == ["eu-central-1a", "eu-central-1b"]
+assert seen["LaunchTemplate"]["Version"] == "1" and seen["TerminationPolicies"] == ["OldestInstance"]
+assert [(tag["Key"], tag["Value"], tag["PropagateAtLaunch"]) for tag in seen["Tags"]] == [
+    ("outstation:group", "delay & <co>", True), ("owner", "", False)], seen["Tags"]
+assert {instance["AvailabilityZone"] for instance in instances} == {"eu-central-1a", "eu-central-1b"}
+hooks = autoscaling.describe_lifecycle_hooks(AutoScalingGroupName="g")["LifecycleHooks"]
+assert [(hook["HeartbeatTimeout"], hook["GlobalTimeout"], hook["DefaultResult"]) for hook in hooks] == [(300, 30000, "CONTINUE")]
+
+# Instance metadata through botocore's own fetcher.
+line = json.load(urllib.request.urlopen(f"{URL}/_sim/instances"))[0]
+os.environ["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = line["imds"]
+fetcher = InstanceMetadataFetcher(base_url=line["imds"], timeout=5, num_attempts=1, config={})
+node = fetcher.retrieve_iam_role_credentials()
+assert node["role_name"] == "outstation-node", node
+node_sts = boto3.client("sts", aws_access_key_id=node["access_key"], aws_secret_access_key=node["secret_key"],
+                        aws_session_token=node["token"], **OPTIONS)
+arn = node_sts.get_caller_identity()["Arn"]
+assert arn == f"arn:aws:sts::123456789012:assumed-role/outstation-node/{line['instance_id']}", arn
+region = InstanceMetadataRegionFetcher(base_url=line["imds"], timeout=5, num_attempts=1).retrieve_region()
+assert region == "eu-central-1", region
+
+# Pages, filters, tags.
+for index in range(5):
+    autoscaling.create_auto_scaling_group(
+        AutoScalingGroupName=f"page-{index}", MinSize=0, MaxSize=0, AvailabilityZones=["eu-central-1a"],
+        LaunchTemplate={"LaunchTemplateId": "lt-0123456789abcdef0", "Version": "1"},
+        Tags=[{"Key": "page", "Value": str(index % 2), "PropagateAtLaunch": True}])
+paginator = autoscaling.get_paginator("describe_auto_scaling_groups")
+names = [found["AutoScalingGroupName"] for page in paginator.paginate(PaginationConfig={"PageSize": 2}) for found in page["AutoScalingGroups"]]
+assert names == ["g"] + [f"page-{index}" for index in range(5)], names
+filtered = autoscaling.describe_auto_scaling_groups(Filters=[{"Name": "tag:page", "Values": ["1"]}])["AutoScalingGroups"]
+assert [found["AutoScalingGroupName"] for found in filtered] == ["page-1", "page-3"]
+tag = {"ResourceId": "page-0", "ResourceType": "auto-scaling-group", "Key": "page", "Value": "9", "PropagateAtLaunch": True}
+autoscaling.create_or_update_tags(Tags=[tag])
+tags = autoscaling.describe_tags(Filters=[{"Name": "auto-scaling-group", "Values": ["page-0"]}])["Tags"]
+assert tags == [tag], tags
+autoscaling.delete_tags(Tags=[tag])
+assert autoscaling.describe_tags(Filters=[{"Name": "auto-scaling-group", "Values": ["page-0"]}])["Tags"] == []
+refused("InvalidNextToken", autoscaling.describe_auto_scaling_groups, NextToken="x")
+refused("ValidationError", autoscaling.describe_auto_scaling_groups, MaxRecords=101)
+
+# Scale out, in through the hook, protection, health, termination by hand.
+autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=4)
+instances = in_service(4)
+refused("ValidationError", autoscaling.set_desired_capacity, AutoScalingGroupName="g", DesiredCapacity=6)
+refused("ValidationError", autoscaling.update_auto_scaling_group, AutoScalingGroupName="g", MinSize=6)
+keep = [instance["InstanceId"] for instance in instances[:2]]
+autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=keep, ProtectedFromScaleIn=True)
+autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=2)
+waiting = until("two wait", lambda: [found for found in group()["Instances"] if found["LifecycleState"] == "Terminating:Wait"])
+assert len(waiting) == 2 and not {found["InstanceId"] for found in waiting} & set(keep)
+for found in waiting:
+    action = {"AutoScalingGroupName": "g", "LifecycleHookName": "outstation-drain", "InstanceId": found["InstanceId"]}
+    autoscaling.record_lifecycle_action_heartbeat(**action)
+    autoscaling.complete_lifecycle_action(LifecycleActionResult="CONTINUE", **action)
+assert sorted(found["InstanceId"] for found in in_service(2)) == sorted(keep)
+refused("ResourceInUse", autoscaling.delete_auto_scaling_group, AutoScalingGroupName="g")
+refused("ValidationError", autoscaling.terminate_instance_in_auto_scaling_group,
+        InstanceId=keep[0], ShouldDecrementDesiredCapacity=True)
+autoscaling.delete_lifecycle_hook(AutoScalingGroupName="g", LifecycleHookName="outstation-drain")
+autoscaling.set_instance_health(InstanceId=keep[0], HealthStatus="Unhealthy")
+activity = autoscaling.terminate_instance_in_auto_scaling_group(InstanceId=keep[1], ShouldDecrementDesiredCapacity=False)["Activity"]
+assert activity["Description"] == f"Terminating EC2 instance: {keep[1]}" and activity["StartTime"].tzinfo, activity
+
+
+def replaced():
+    ids = {found["InstanceId"] for found in group()["Instances"] if found["LifecycleState"] == "InService"}
+    return len(ids) == 2 and not ids & set(keep)
+
+
+until("both are replaced", replaced)
+alive = autoscaling.describe_auto_scaling_instances()["AutoScalingInstances"]
+assert len(alive) == 2 and all(found["AutoScalingGroupName"] == "g" for found in alive), alive
+activities = [found for page in autoscaling.get_paginator("describe_scaling_activities").paginate(AutoScalingGroupName="g", PaginationConfig={"PageSize": 3})
+              for found in page["Activities"]]
+until("all activities end", lambda: all(
+    found["StatusCode"] == "Successful"
+    for found in autoscaling.describe_scaling_activities(AutoScalingGroupName="g")["Activities"]))
+assert len(activities) == 10, [found["Description"] for found in activities]
+
+autoscaling.delete_auto_scaling_group(AutoScalingGroupName="g", ForceDelete=True)
+until("the group is gone", lambda: group() is None)
+refused("ValidationError", autoscaling.delete_auto_scaling_group, AutoScalingGroupName="g")
+print("boto3 agrees")
