@@ -112,10 +112,7 @@ pub enum ProofError {
         "the proof was signed {off_secs} s {direction} the verifier's clock; \
          {DATE_WINDOW_SECS} s are allowed"
     )]
-    DateWindow {
-        off_secs: u64,
-        direction: &'static str,
-    },
+    DateWindow { off_secs: u64, direction: &'static str },
     #[error("the proof's signature is not 64 lower-case hexadecimal digits")]
     Signature,
     #[error("the verifier's host is not a host name")]
@@ -151,9 +148,7 @@ pub fn rebuild(
 ) -> Result<RebuiltRequest, ProofError> {
     check(proof, audience, now_unix_secs)?;
     let host_ok = (1..=255).contains(&host.len())
-        && host
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
     if !host_ok {
         return Err(ProofError::Host);
     }
@@ -161,20 +156,13 @@ pub fn rebuild(
     headers.insert("x-amz-date", proof.amz_date.clone());
     headers.insert("x-amz-security-token", proof.session_token.clone());
     headers.insert("authorization", authorization(proof, audience));
-    Ok(RebuiltRequest {
-        host: host.to_owned(),
-        path: PATH,
-        headers,
-        body: BODY,
-    })
+    Ok(RebuiltRequest { host: host.to_owned(), path: PATH, headers, body: BODY })
 }
 
 /// Every field is checked before any of them becomes part of a header.
 fn check(proof: &StsProof, audience: &Audience, now_unix_secs: u64) -> Result<(), ProofError> {
     if proof.region != audience.region.as_str() {
-        return Err(ProofError::Region {
-            expected: audience.region.clone(),
-        });
+        return Err(ProofError::Region { expected: audience.region.clone() });
     }
     if !is_temporary_key_id(&proof.access_key_id) {
         return Err(ProofError::AccessKeyId);
@@ -188,15 +176,8 @@ fn check(proof: &StsProof, audience: &Audience, now_unix_secs: u64) -> Result<()
     let signed = parse_amz_date(&proof.amz_date).ok_or(ProofError::Date)?;
     let off_secs = signed.abs_diff(now_unix_secs);
     if off_secs > DATE_WINDOW_SECS {
-        let direction = if signed < now_unix_secs {
-            "behind"
-        } else {
-            "ahead of"
-        };
-        return Err(ProofError::DateWindow {
-            off_secs,
-            direction,
-        });
+        let direction = if signed < now_unix_secs { "behind" } else { "ahead of" };
+        return Err(ProofError::DateWindow { off_secs, direction });
     }
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     if proof.signature.len() != 64 || !proof.signature.bytes().all(hex) {
@@ -209,9 +190,7 @@ fn check(proof: &StsProof, audience: &Audience, now_unix_secs: u64) -> Result<()
 fn is_temporary_key_id(raw: &str) -> bool {
     raw.len() == 20
         && raw.starts_with("ASIA")
-        && raw
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+        && raw.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
 }
 
 fn authorization(proof: &StsProof, audience: &Audience) -> String {
@@ -232,27 +211,14 @@ pub fn parse_amz_date(raw: &str) -> Option<u64> {
         return None;
     }
     let number = |from: usize, to: usize| -> Option<u64> {
-        bytes[from..to].iter().try_fold(0u64, |sum, b| {
-            b.is_ascii_digit().then(|| sum * 10 + u64::from(b - b'0'))
-        })
+        bytes[from..to]
+            .iter()
+            .try_fold(0u64, |sum, b| b.is_ascii_digit().then(|| sum * 10 + u64::from(b - b'0')))
     };
     let (year, month, day) = (number(0, 4)?, number(4, 6)?, number(6, 8)?);
     let (hour, minute, second) = (number(9, 11)?, number(11, 13)?, number(13, 15)?);
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let month_days = [
-        31,
-        if leap { 29 } else { 28 },
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
+    let month_days = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let days_in_month = *month_days.get(usize::try_from(month.checked_sub(1)?).ok()?)?;
     if year < 1970 || !(1..=days_in_month).contains(&day) {
         return None;
@@ -304,11 +270,8 @@ mod tests {
         let request = attempt(&proof()).expect("an honest proof");
         assert_eq!((request.host.as_str(), request.path), (HOST, "/"));
         assert_eq!(request.body, "Action=GetCallerIdentity&Version=2011-06-15");
-        let lines: Vec<String> = request
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {value}"))
-            .collect();
+        let lines: Vec<String> =
+            request.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
         assert_eq!(
             lines,
             [
@@ -337,32 +300,18 @@ mod tests {
     #[test]
     fn every_field_of_a_proof_is_checked_before_it_is_used() {
         let bad_token = |bytes| ProofError::SessionToken { bytes };
-        let region = || ProofError::Region {
-            expected: audience().region,
-        };
+        let region = || ProofError::Region { expected: audience().region };
         let cases: Vec<(&str, Forge, ProofError)> = vec![
             ("other region", |p| p.region = "us-east-1".into(), region()),
-            (
-                "region as host",
-                |p| p.region = "eu-central-1.evil.example/".into(),
-                region(),
-            ),
+            ("region as host", |p| p.region = "eu-central-1.evil.example/".into(), region()),
             ("empty region", |p| p.region.clear(), region()),
             (
                 "user's key",
                 |p| p.access_key_id = "AKIAABCDEFGHIJ234567".into(),
                 ProofError::AccessKeyId,
             ),
-            (
-                "short key",
-                |p| p.access_key_id = "ASIAABC".into(),
-                ProofError::AccessKeyId,
-            ),
-            (
-                "long key",
-                |p| p.access_key_id.push('A'),
-                ProofError::AccessKeyId,
-            ),
+            ("short key", |p| p.access_key_id = "ASIAABC".into(), ProofError::AccessKeyId),
+            ("long key", |p| p.access_key_id.push('A'), ProofError::AccessKeyId),
             (
                 "lower-case key",
                 |p| p.access_key_id = "ASIAabcdefghij234567".into(),
@@ -374,78 +323,28 @@ mod tests {
                 ProofError::AccessKeyId,
             ),
             ("empty token", |p| p.session_token.clear(), bad_token(0)),
-            (
-                "long token",
-                |p| p.session_token = "a".repeat(4097),
-                bad_token(4097),
-            ),
-            (
-                "newline in token",
-                |p| p.session_token = "a\r\nx: y".into(),
-                bad_token(7),
-            ),
-            (
-                "space in token",
-                |p| p.session_token = "a b".into(),
-                bad_token(3),
-            ),
-            (
-                "ünicode token",
-                |p| p.session_token = "ü".into(),
-                bad_token(2),
-            ),
+            ("long token", |p| p.session_token = "a".repeat(4097), bad_token(4097)),
+            ("newline in token", |p| p.session_token = "a\r\nx: y".into(), bad_token(7)),
+            ("space in token", |p| p.session_token = "a b".into(), bad_token(3)),
+            ("ünicode token", |p| p.session_token = "ü".into(), bad_token(2)),
             ("no date", |p| p.amz_date.clear(), ProofError::Date),
-            (
-                "other date",
-                |p| p.amz_date = "2026-11-22 12:00".into(),
-                ProofError::Date,
-            ),
-            (
-                "13th month",
-                |p| p.amz_date = "20261322T120000Z".into(),
-                ProofError::Date,
-            ),
-            (
-                "30 February",
-                |p| p.amz_date = "20260230T120000Z".into(),
-                ProofError::Date,
-            ),
-            (
-                "hour 24",
-                |p| p.amz_date = "20261122T240000Z".into(),
-                ProofError::Date,
-            ),
-            (
-                "no zone",
-                |p| p.amz_date = "20261122T1200000".into(),
-                ProofError::Date,
-            ),
+            ("other date", |p| p.amz_date = "2026-11-22 12:00".into(), ProofError::Date),
+            ("13th month", |p| p.amz_date = "20261322T120000Z".into(), ProofError::Date),
+            ("30 February", |p| p.amz_date = "20260230T120000Z".into(), ProofError::Date),
+            ("hour 24", |p| p.amz_date = "20261122T240000Z".into(), ProofError::Date),
+            ("no zone", |p| p.amz_date = "20261122T1200000".into(), ProofError::Date),
             (
                 "too old",
                 |p| p.amz_date = "20261122T115459Z".into(),
-                ProofError::DateWindow {
-                    off_secs: 301,
-                    direction: "behind",
-                },
+                ProofError::DateWindow { off_secs: 301, direction: "behind" },
             ),
             (
                 "too new",
                 |p| p.amz_date = "20261122T120501Z".into(),
-                ProofError::DateWindow {
-                    off_secs: 301,
-                    direction: "ahead of",
-                },
+                ProofError::DateWindow { off_secs: 301, direction: "ahead of" },
             ),
-            (
-                "short signature",
-                |p| p.signature.truncate(63),
-                ProofError::Signature,
-            ),
-            (
-                "upper-case signature",
-                |p| p.signature = "A".repeat(64),
-                ProofError::Signature,
-            ),
+            ("short signature", |p| p.signature.truncate(63), ProofError::Signature),
+            ("upper-case signature", |p| p.signature = "A".repeat(64), ProofError::Signature),
             (
                 "headers in signature",
                 |p| p.signature = format!("{}, X=", "a".repeat(60)),
@@ -508,14 +407,7 @@ mod tests {
             ("a\r\nb", false),
             ("user@evil", false),
         ] {
-            let rebuilt = rebuild(
-                &proof(),
-                host,
-                &audience(),
-                &[7; 32],
-                &Digest::of(b"csr"),
-                NOW,
-            );
+            let rebuilt = rebuild(&proof(), host, &audience(), &[7; 32], &Digest::of(b"csr"), NOW);
             assert_eq!(rebuilt.is_ok(), ok, "{host}");
         }
     }

@@ -57,7 +57,11 @@ pub struct ArtifactStore {
 impl ArtifactStore {
     /// `dir` is this node's own folder.
     pub fn new(store: &Path, dir: &Path) -> ArtifactStore {
-        ArtifactStore { store: store.to_owned(), bundles: dir.join("bundles"), turn: Arc::default() }
+        ArtifactStore {
+            store: store.to_owned(),
+            bundles: dir.join("bundles"),
+            turn: Arc::default(),
+        }
     }
 
     pub fn prepared(&self, artifacts: &Artifacts) -> Prepared {
@@ -228,7 +232,10 @@ fn file_digest(path: &Path, bytes_max: u64) -> io::Result<Digest> {
     Ok(Digest::from_bytes(hasher.finalize().into()))
 }
 
-fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ArtifactError + 'a {
+fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> ArtifactError + 'a {
     move |source| ArtifactError::Io { action, path: path.to_owned(), source }
 }
 

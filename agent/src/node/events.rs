@@ -14,18 +14,31 @@ pub struct Attempt(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A server of an earlier life of this agent is still alive.
-    Adopted { server: ServerId, port: u16, artifacts: Artifacts },
+    Adopted {
+        server: ServerId,
+        port: u16,
+        artifacts: Artifacts,
+    },
     /// What this node shall serve from now on.
     Target(Artifacts),
     Fetched(Attempt),
     Verified(Attempt),
-    PreparationFailed { attempt: Attempt, reason: String },
+    PreparationFailed {
+        attempt: Attempt,
+        reason: String,
+    },
     /// Its health check says SERVING.
     Healthy(ServerId),
     /// Its health check says something else, or nothing.
-    Ailing { server: ServerId, reason: String },
+    Ailing {
+        server: ServerId,
+        reason: String,
+    },
     /// The process is gone, or was never there.
-    Exited { server: ServerId, reason: String },
+    Exited {
+        server: ServerId,
+        reason: String,
+    },
     /// AutoScaling wants the instance gone.
     Terminating,
     /// The account agent has told callers.
@@ -36,9 +49,19 @@ pub enum Event {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Fetch { attempt: Attempt, artifacts: Artifacts },
-    Verify { attempt: Attempt, artifacts: Artifacts },
-    Start { server: ServerId, port: u16, artifacts: Artifacts },
+    Fetch {
+        attempt: Attempt,
+        artifacts: Artifacts,
+    },
+    Verify {
+        attempt: Attempt,
+        artifacts: Artifacts,
+    },
+    Start {
+        server: ServerId,
+        port: u16,
+        artifacts: Artifacts,
+    },
     /// Let calls in flight end (SIGTERM).
     Drain(ServerId),
     Kill(ServerId),

@@ -68,11 +68,7 @@ mod tests {
     /// Generous: what is waited for takes milliseconds.
     const DEADLINE: Duration = Duration::from_secs(20);
 
-    async fn until(
-        events: &mut mpsc::Receiver<Event>,
-        what: &str,
-        is: impl Fn(&Event) -> bool,
-    ) {
+    async fn until(events: &mut mpsc::Receiver<Event>, what: &str, is: impl Fn(&Event) -> bool) {
         let seen = async {
             while let Some(event) = events.recv().await {
                 if is(&event) {
@@ -98,9 +94,7 @@ mod tests {
                 .add_service(service)
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        let ailing = |with: &'static str| {
-            move |e: &Event| matches!(e, Event::Ailing { reason, .. } if reason.contains(with))
-        };
+        let ailing = |with: &'static str| move |e: &Event| matches!(e, Event::Ailing { reason, .. } if reason.contains(with));
         until(&mut events, "not serving", ailing("NOT_SERVING")).await;
         reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
         until(&mut events, "serving", |e| *e == Event::Healthy(ServerId(1))).await;

@@ -114,8 +114,7 @@ impl Imds {
         let roles = self.required(FOLDER).await?;
         let role = roles.lines().next().unwrap_or_default();
         let json = self.required(&format!("{FOLDER}/{role}")).await?;
-        let found: RoleCredentials =
-            serde_json::from_str(&json).map_err(ImdsError::Credentials)?;
+        let found: RoleCredentials = serde_json::from_str(&json).map_err(ImdsError::Credentials)?;
         if found.code != "Success" {
             return Err(ImdsError::Malformed { what: "credentials", found: found.code });
         }
@@ -200,70 +199,50 @@ fn iso_unix_secs(raw: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::trust::testing::StubHttp;
 
-    /// Answers as the real service does, one request per connection; `tokens` counts those given.
-    async fn stub(tokens: Arc<AtomicU32>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        tokio::spawn(async move {
-            let mut forgotten = false;
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
-                        break;
-                    }
+    /// Answers as the real service does. Forgets its first token halfway.
+    async fn stub() -> StubHttp {
+        let (mut tokens, mut forgotten) = (0, false);
+        StubHttp::start(move |request| {
+            let request = request.to_lowercase();
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let known = request.contains(&format!("x-aws-ec2-metadata-token: t{tokens}\r\n"));
+            let body = match path.strip_prefix("/latest/").unwrap_or_default() {
+                "api/token" if request.starts_with("put ") => {
+                    tokens += 1;
+                    return ("200 OK", format!("t{tokens}"));
                 }
-                let request = String::from_utf8_lossy(&request).to_lowercase();
-                let path = request.split(' ').nth(1).unwrap_or_default();
-                let token = format!("x-aws-ec2-metadata-token: t{}", tokens.load(Ordering::SeqCst));
-                let (status, body) = match path {
-                    "/latest/api/token" if request.starts_with("put ") => {
-                        let number = tokens.fetch_add(1, Ordering::SeqCst) + 1;
-                        ("200 OK", format!("t{number}"))
-                    }
-                    _ if !request.contains(&token) => ("401 Unauthorized", String::new()),
-                    "/latest/meta-data/instance-id" if !forgotten => {
-                        forgotten = true;
-                        ("401 Unauthorized", String::new())
-                    }
-                    "/latest/meta-data/instance-id" => ("200 OK", "i-0123456789abcdef0".into()),
-                    "/latest/meta-data/local-ipv4" => ("200 OK", "127.83.0.11".into()),
-                    "/latest/meta-data/tags/instance" => {
-                        ("200 OK", "outstation:group\noutstation:tenant".into())
-                    }
-                    "/latest/meta-data/tags/instance/outstation:group" => ("200 OK", "delay".into()),
-                    "/latest/meta-data/tags/instance/outstation:tenant" => ("200 OK", "dev".into()),
-                    "/latest/meta-data/iam/security-credentials" => ("200 OK", "node-role".into()),
-                    "/latest/meta-data/iam/security-credentials/node-role" => (
-                        "200 OK",
-                        r#"{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"ASIAX",
-                        "SecretAccessKey":"s","Token":"t","Expiration":"2026-11-22T12:00:00Z"}"#
-                            .into(),
-                    ),
-                    _ => ("404 Not Found", "<html></html>".into()),
-                };
-                let answer = format!(
-                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        format!("http://{address}/")
+                _ if !known => return ("401 Unauthorized", String::new()),
+                "meta-data/instance-id" if !forgotten => {
+                    forgotten = true;
+                    return ("401 Unauthorized", String::new());
+                }
+                "meta-data/instance-id" => "i-0123456789abcdef0",
+                "meta-data/local-ipv4" => "127.83.0.11",
+                "meta-data/tags/instance" => "outstation:group\noutstation:tenant",
+                "meta-data/tags/instance/outstation:group" => "delay",
+                "meta-data/tags/instance/outstation:tenant" => "dev",
+                "meta-data/iam/security-credentials" => "node-role",
+                "meta-data/iam/security-credentials/node-role" => {
+                    r#"{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"ASIAX",
+                    "SecretAccessKey":"s","Token":"t","Expiration":"2026-11-22T12:00:00Z"}"#
+                }
+                _ => return ("404 Not Found", "<html></html>".to_owned()),
+            };
+            ("200 OK", body.to_owned())
+        })
+        .await
     }
 
     #[tokio::test]
     async fn everything_that_a_node_asks() {
-        let tokens = Arc::new(AtomicU32::new(0));
-        let imds = Imds::new(&stub(tokens.clone()).await);
+        let stub = stub().await;
+        let tokens = || stub.asked().iter().filter(|request| request.starts_with("PUT")).count();
+        let imds = Imds::new(&format!("{}/", stub.url));
         assert_eq!(imds.local_ipv4().await.expect("there").to_string(), "127.83.0.11");
         let tags = imds.tags().await.expect("there");
         assert_eq!(tags.get("outstation:group").map(String::as_str), Some("delay"));
@@ -273,10 +252,10 @@ mod tests {
         assert_eq!(credentials.session_token(), Some("t"));
         let expiry = credentials.expiry().expect("it has one");
         assert_eq!(expiry, UNIX_EPOCH + Duration::from_secs(1_795_348_800));
-        assert_eq!(tokens.load(Ordering::SeqCst), 1, "one token serves all");
+        assert_eq!(tokens(), 1, "one token serves all");
         // The stub forgets the token here: a new one is fetched, and the answer comes.
         assert_eq!(imds.instance_id().await.expect("there").as_str(), "i-0123456789abcdef0");
-        assert_eq!(tokens.load(Ordering::SeqCst), 2);
+        assert_eq!(tokens(), 2);
     }
 
     #[tokio::test]

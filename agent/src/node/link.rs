@@ -69,7 +69,9 @@ struct Held {
 
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
-    #[error("the account agent's address {0:?} does not resolve to one that can be reached from here")]
+    #[error(
+        "the account agent's address {0:?} does not resolve to one that can be reached from here"
+    )]
     Resolve(String),
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -98,7 +100,10 @@ enum LinkError {
 /// How a session ended without anything being wrong.
 enum End {
     Renewed(Held),
-    Goodbye { reason: String, retry_after: Duration },
+    Goodbye {
+        reason: String,
+        retry_after: Duration,
+    },
     /// The node itself stops.
     Stopped,
 }
@@ -329,3 +334,7 @@ fn full_jitter(failures: u32) -> Duration {
     let bound = BACKOFF_FIRST.saturating_mul(1 << failures.min(16)).min(BACKOFF_MAX);
     bound.mul_f64(rand::random::<f64>())
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 pub use super::events::{Action, Attempt, Event, ServerId};
+use super::stages::{End, Leaving, Next, Serving};
 
 /// Two, so that a new server can warm up beside the old one.
 pub const PORTS: [u16; 2] = [7400, 7401];
@@ -35,39 +36,6 @@ const BACKOFF_MAX_SERVING: Duration = Duration::from_secs(60);
 const PROVEN_AFTER: Duration = Duration::from_secs(60);
 /// A reason is a line, not a log.
 const REASON_CHARS_MAX: usize = 300;
-
-struct Serving {
-    server: ServerId,
-    port: u16,
-    artifacts: Artifacts,
-    since: Instant,
-    ailing: u32,
-}
-
-enum Next {
-    Idle,
-    Waiting { until: Instant },
-    Fetching { attempt: Attempt, artifacts: Artifacts },
-    Verifying { attempt: Attempt, artifacts: Artifacts },
-    /// Ready to start, but old servers hold both ports.
-    WaitingForPort { artifacts: Artifacts },
-    Warming { server: ServerId, port: u16, artifacts: Artifacts, until: Instant, adopted: bool },
-}
-
-enum Leaving {
-    Grace { until: Instant },
-    Draining { until: Instant },
-    Killed,
-}
-
-enum End {
-    Staying,
-    AwaitingWithdrawal { until: Instant },
-    Grace { until: Instant },
-    /// Its servers are on their way out.
-    Stopping,
-    Gone,
-}
 
 pub struct Machine {
     address: IpAddr,
@@ -141,22 +109,8 @@ impl Machine {
 
     /// When [`Event::Timeout`] is due.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let next = match &self.next {
-            Next::Waiting { until } | Next::Warming { until, .. } => Some(*until),
-            Next::Idle
-            | Next::Fetching { .. }
-            | Next::Verifying { .. }
-            | Next::WaitingForPort { .. } => None,
-        };
-        let end = match &self.end {
-            End::AwaitingWithdrawal { until } | End::Grace { until } => Some(*until),
-            End::Staying | End::Stopping | End::Gone => None,
-        };
-        let leaving = self.leaving.values().filter_map(|(_, leaving)| match leaving {
-            Leaving::Grace { until } | Leaving::Draining { until } => Some(*until),
-            Leaving::Killed => None,
-        });
-        leaving.chain(next).chain(end).min()
+        let leaving = self.leaving.values().filter_map(|(_, leaving)| leaving.until());
+        leaving.chain(self.next.until()).chain(self.end.until()).min()
     }
 
     fn take(&mut self, event: Event, now: Instant, actions: &mut Vec<Action>) {
@@ -238,13 +192,7 @@ impl Machine {
             }
         }
         // The generation alone may have changed: then the same server serves the newer one.
-        let next = match &mut self.next {
-            Next::Fetching { artifacts, .. }
-            | Next::Verifying { artifacts, .. }
-            | Next::WaitingForPort { artifacts }
-            | Next::Warming { artifacts, .. } => Some(artifacts),
-            Next::Idle | Next::Waiting { .. } => None,
-        };
+        let next = self.next.artifacts_mut();
         let serving = self.serving.as_mut().map(|serving| &mut serving.artifacts);
         for known in [next, serving, self.proven.as_mut()].into_iter().flatten() {
             if same_content(known, &artifacts) {

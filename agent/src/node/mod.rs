@@ -8,6 +8,7 @@ pub mod imds;
 pub mod link;
 pub mod machine;
 pub mod server;
+mod stages;
 pub mod supervisor;
 
 use std::collections::BTreeMap;

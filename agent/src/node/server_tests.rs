@@ -5,9 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use outstation_protocol::{Digest, Generation};
 
 use super::*;
-
-/// Generous: what is waited for takes milliseconds.
-const DEADLINE: Duration = Duration::from_secs(20);
+use crate::trust::testing::within;
 
 fn artifacts(options: &[(&str, &str)]) -> Artifacts {
     Artifacts {
@@ -36,10 +34,6 @@ fn settings(dir: &Path, script: &str) -> ServerSettings {
     }
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect(what)
-}
-
 #[tokio::test]
 async fn a_server_gets_its_arguments_and_nothing_of_our_environment() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -65,7 +59,8 @@ async fn a_server_gets_its_arguments_and_nothing_of_our_environment() {
 #[tokio::test]
 async fn a_process_is_found_again_drained_and_its_end_seen() {
     let folder = tempfile::tempdir().expect("a folder");
-    let settings = settings(folder.path(), "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    let settings =
+        settings(folder.path(), "trap 'exit 0' TERM; while [ -e \"$0\" ]; do sleep 0.05; done");
     let (child, record) =
         settings.spawn(ServerId(7), 7401, &artifacts(&[]), &prepared()).expect("starts");
     let memory = Memory { target: Some(artifacts(&[])), servers: vec![record] };

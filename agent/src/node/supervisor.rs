@@ -306,3 +306,7 @@ async fn watch_lifecycle(imds: Arc<Imds>, events: mpsc::Sender<Event>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "supervisor_tests.rs"]
+mod tests;

@@ -211,8 +211,7 @@ impl DataPlaneCa {
 
 fn root_params(tenant: &TenantId, now_unix_secs: u64) -> CertificateParams {
     let not_after = now_unix_secs + ROOT_YEARS * 365 * 86_400;
-    let mut params =
-        leaf_params(&format!("{tenant} data plane root"), now_unix_secs, not_after);
+    let mut params = leaf_params(&format!("{tenant} data plane root"), now_unix_secs, not_after);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.use_authority_key_identifier_extension = false;

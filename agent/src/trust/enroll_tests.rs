@@ -1,77 +1,21 @@
 //! Enrollment and the session's TLS over real QUIC, with a stub in STS's place that answers what
 //! the test says and remembers what it was asked.
 
-use std::sync::Mutex;
-
-use outstation_protocol::evidence::{ExpectedCaller, Purpose};
+use outstation_protocol::evidence::ExpectedCaller;
 use outstation_protocol::v1::{ToAccountAgent, ToNode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 use super::*;
 use crate::trust::ca::SERVER_NAME;
+use crate::trust::testing::{INSTANCE, StubHttp, audience, identity_xml};
 use crate::trust::tls::{self, Peer, node_link_client, node_link_server};
-
-const INSTANCE: &str = "i-0123456789abcdef0";
-
-/// An HTTP server that checks nothing and answers every request with the same bytes.
-struct StubSts {
-    endpoint: StsEndpoint,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl StubSts {
-    async fn start(status: &'static str, body: String) -> StubSts {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(outstation_protocol::evidence::BODY.as_bytes()) {
-                    if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
-                        break;
-                    }
-                }
-                log.lock().expect("no panic").push(String::from_utf8_lossy(&request).into_owned());
-                let answer = format!(
-                    "HTTP/1.1 {status}\r\ncontent-type: text/xml\r\nlocation: http://127.0.0.1:1/\r\n\
-                     content-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-                let _ = stream.write_all(answer.as_bytes()).await;
-            }
-        });
-        StubSts { endpoint: StsEndpoint::configured(&url).expect("an url"), asked }
-    }
-}
-
-fn identity_xml(session: &str) -> String {
-    format!(
-        r#"<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
-<GetCallerIdentityResult><Arn>arn:aws:sts::123456789012:assumed-role/outstation-node/{session}</Arn>
-<UserId>AROAABCDEFGHIJKLMNOPQ:{session}</UserId><Account>123456789012</Account>
-</GetCallerIdentityResult><ResponseMetadata><RequestId>r</RequestId></ResponseMetadata>
-</GetCallerIdentityResponse>"#
-    )
-}
-
-fn audience() -> Audience {
-    Audience {
-        purpose: Purpose::NodeLink,
-        tenant: "dev".try_into().expect("valid"),
-        account: "123456789012".try_into().expect("valid"),
-        region: "eu-central-1".try_into().expect("valid"),
-    }
-}
 
 struct World {
     _store: tempfile::TempDir,
     ca: Arc<DataPlaneCa>,
     server: quinn::Endpoint,
     client: quinn::Endpoint,
-    sts: StubSts,
+    sts: StubHttp,
+    endpoint: StsEndpoint,
 }
 
 impl World {
@@ -83,7 +27,9 @@ impl World {
         let any = "127.0.0.1:0".parse().expect("an address");
         let server = quinn::Endpoint::server(config, any).expect("a free port");
         let client = quinn::Endpoint::client(any).expect("a free port");
-        World { _store: store, ca, server, client, sts: StubSts::start(status, body).await }
+        let sts = StubHttp::start(move |_| (status, body.clone())).await;
+        let endpoint = StsEndpoint::configured(&sts.url).expect("an url");
+        World { _store: store, ca, server, client, sts, endpoint }
     }
 
     fn enroller(&self) -> Enroller {
@@ -93,7 +39,7 @@ impl World {
             role: Some("outstation-node".into()),
             role_id: None,
         };
-        let verifier = StsVerifier::new(self.sts.endpoint.clone(), audience(), expected);
+        let verifier = StsVerifier::new(self.endpoint.clone(), audience(), expected);
         Enroller::new(self.ca.clone(), verifier.expect("a plain endpoint"))
     }
 
@@ -125,25 +71,25 @@ impl World {
         let applicant = Applicant {
             credentials: &credentials,
             audience: &audience,
-            sts: &self.sts.endpoint,
+            sts: &self.endpoint,
             instance: &instance,
             release: "test",
         };
         let enroller = self.enroller();
         let group = known.map(|raw| GroupName::try_from(raw).expect("valid"));
-        tokio::join!(
-            async { enroll(&self.connect(None).await, &applicant).await },
-            async {
-                let connection = self.accept().await;
-                let peer = tls::peer(&connection).expect("enrolls");
-                assert!(matches!(peer, Peer::Enrolling { .. }));
-                let view = |instance: InstanceId, address: IpAddr| async move {
-                    assert_eq!((instance.as_str(), address.to_string()), (INSTANCE, "127.0.0.1".into()));
-                    group
-                };
-                enroller.answer(&connection, view).await
-            }
-        )
+        tokio::join!(async { enroll(&self.connect(None).await, &applicant).await }, async {
+            let connection = self.accept().await;
+            let peer = tls::peer(&connection).expect("enrolls");
+            assert!(matches!(peer, Peer::Enrolling { .. }));
+            let view = |instance: InstanceId, address: IpAddr| async move {
+                assert_eq!(
+                    (instance.as_str(), address.to_string()),
+                    (INSTANCE, "127.0.0.1".into())
+                );
+                group
+            };
+            enroller.answer(&connection, view).await
+        })
     }
 }
 
@@ -159,7 +105,7 @@ async fn an_attested_and_known_instance_gets_a_certificate_and_opens_a_session_w
     );
     let lives_secs = identity.not_after_unix_secs - clock::unix_secs();
     assert!(lives_secs <= 3600, "{lives_secs}");
-    let asked = world.sts.asked.lock().expect("no panic").clone();
+    let asked = world.sts.asked();
     assert_eq!(asked.len(), 1);
     assert!(asked[0].starts_with("POST / HTTP/1.1\r\n"), "{}", asked[0]);
     assert!(asked[0].contains("x-outstation-challenge: "), "{}", asked[0]);
@@ -204,7 +150,7 @@ async fn neither_evidence_nor_the_own_view_is_enough_alone() {
             other => panic!("{wanted}: {other}"),
         }
         // A redirect is an answer, not a place to go.
-        assert_eq!(world.sts.asked.lock().expect("no panic").len(), 1, "{wanted}");
+        assert_eq!(world.sts.asked().len(), 1, "{wanted}");
     }
 }
 
@@ -219,17 +165,15 @@ async fn a_certificate_for_another_instance_is_not_used() {
     let applicant = Applicant {
         credentials: &credentials,
         audience: &audience,
-        sts: &world.sts.endpoint,
+        sts: &world.endpoint,
         instance: &instance,
         release: "test",
     };
-    let (identity, _) = tokio::join!(
-        async { enroll(&world.connect(None).await, &applicant).await },
-        async {
+    let (identity, _) =
+        tokio::join!(async { enroll(&world.connect(None).await, &applicant).await }, async {
             let view = |_, _| async { Some(GroupName::try_from("delay").expect("valid")) };
             enroller.answer(&world.accept().await, view).await
-        }
-    );
+        });
     assert!(matches!(identity, Err(EnrollError::OtherIdentity { .. })), "{identity:?}");
 }
 
@@ -240,10 +184,10 @@ async fn a_session_needs_a_certificate_of_this_account() {
     let foreign = other.enroll(Some("delay")).await.0.expect("enrolled elsewhere");
 
     // TLS 1.3: the client learns only after its own handshake that it was refused.
-    let (refused, accepted) = tokio::join!(
-        async { world.connect(Some(&foreign)).await.closed().await },
-        async { world.server.accept().await.expect("open").await }
-    );
+    let (refused, accepted) =
+        tokio::join!(async { world.connect(Some(&foreign)).await.closed().await }, async {
+            world.server.accept().await.expect("open").await
+        });
     assert!(accepted.is_err(), "a certificate of another root");
     assert!(matches!(refused, quinn::ConnectionError::ConnectionClosed(_)), "{refused}");
 }
@@ -254,10 +198,8 @@ async fn another_root_at_the_same_address_is_not_trusted() {
     let other = World::new("200 OK", identity_xml(INSTANCE)).await;
     let config = node_link_client(&[other.ca.root().clone()], None).expect("a configuration");
     let address = world.server.local_addr().expect("bound");
-    let connecting =
-        world.client.connect_with(config, address, SERVER_NAME).expect("a valid name");
-    let (connected, _) = tokio::join!(connecting, async {
-        world.server.accept().await.expect("open").await
-    });
+    let connecting = world.client.connect_with(config, address, SERVER_NAME).expect("a valid name");
+    let (connected, _) =
+        tokio::join!(connecting, async { world.server.accept().await.expect("open").await });
     assert!(connected.is_err());
 }

@@ -7,6 +7,8 @@ pub mod files;
 pub mod spiffe;
 pub mod sts_client;
 pub mod sts_verifier;
+#[cfg(test)]
+pub mod testing;
 pub mod tls;
 
 pub use ca::DataPlaneCa;

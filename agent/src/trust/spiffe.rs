@@ -74,8 +74,7 @@ impl NodeCertificate {
             return Err(SpiffeError::Names { count: names.len() });
         };
         let not_after = certificate.validity().not_after.timestamp();
-        let not_after_unix_secs =
-            u64::try_from(not_after).map_err(|_| SpiffeError::Certificate)?;
+        let not_after_unix_secs = u64::try_from(not_after).map_err(|_| SpiffeError::Certificate)?;
         Ok(NodeCertificate { id: NodeId::try_from(*uri)?, not_after_unix_secs })
     }
 }

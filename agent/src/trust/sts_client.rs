@@ -86,13 +86,7 @@ mod tests {
     }
 
     fn credentials(token: Option<&str>) -> Credentials {
-        Credentials::new(
-            "ASIAABCDEFGHIJ234567",
-            "secret",
-            token.map(str::to_owned),
-            None,
-            "test",
-        )
+        Credentials::new("ASIAABCDEFGHIJ234567", "secret", token.map(str::to_owned), None, "test")
     }
 
     fn proof_over(challenge: [u8; 32], csr: &[u8], audience: &Audience, host: &str) -> StsProof {
@@ -104,9 +98,8 @@ mod tests {
     fn what_is_signed_is_what_the_verifier_rebuilds() {
         let (challenge, csr) = ([7; 32], Digest::of(b"csr"));
         let proof = proof_over(challenge, b"csr", &audience(), "sts.example");
-        let rebuilt =
-            evidence::rebuild(&proof, "sts.example", &audience(), &challenge, &csr, NOW)
-                .expect("an honest proof passes");
+        let rebuilt = evidence::rebuild(&proof, "sts.example", &audience(), &challenge, &csr, NOW)
+            .expect("an honest proof passes");
         // Signs the rebuilt headers once more, as STS will.
         let identity = credentials(Some("token+/=")).into();
         let parameters = v4::SigningParams::builder()

@@ -24,12 +24,39 @@ const CALLS_MAX: usize = 16;
 
 /// Where STS is known to answer. A proof's region selects nothing outside this list.
 const REGIONS: [&str; 34] = [
-    "af-south-1", "ap-east-1", "ap-northeast-1", "ap-northeast-2", "ap-northeast-3",
-    "ap-south-1", "ap-south-2", "ap-southeast-1", "ap-southeast-2", "ap-southeast-3",
-    "ap-southeast-4", "ap-southeast-5", "ap-southeast-7", "ca-central-1", "ca-west-1",
-    "cn-north-1", "cn-northwest-1", "eu-central-1", "eu-central-2", "eu-north-1", "eu-south-1",
-    "eu-south-2", "eu-west-1", "eu-west-2", "eu-west-3", "il-central-1", "me-central-1",
-    "me-south-1", "sa-east-1", "us-east-1", "us-east-2", "us-gov-west-1", "us-west-1",
+    "af-south-1",
+    "ap-east-1",
+    "ap-northeast-1",
+    "ap-northeast-2",
+    "ap-northeast-3",
+    "ap-south-1",
+    "ap-south-2",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ap-southeast-3",
+    "ap-southeast-4",
+    "ap-southeast-5",
+    "ap-southeast-7",
+    "ca-central-1",
+    "ca-west-1",
+    "cn-north-1",
+    "cn-northwest-1",
+    "eu-central-1",
+    "eu-central-2",
+    "eu-north-1",
+    "eu-south-1",
+    "eu-south-2",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "il-central-1",
+    "me-central-1",
+    "me-south-1",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-gov-west-1",
+    "us-west-1",
     "us-west-2",
 ];
 
@@ -200,13 +227,12 @@ impl StsVerifier {
 
     async fn ask(&self, rebuilt: RebuiltRequest) -> Result<CallerIdentity, VerifyError> {
         let _turn = self.calls.acquire().await.expect("the semaphore is never closed");
-        let mut request = http::Request::builder().method(evidence::METHOD).uri(format!(
-            "{}://{}{}",
-            self.endpoint.scheme, rebuilt.host, rebuilt.path
-        ));
+        let mut request = http::Request::builder()
+            .method(evidence::METHOD)
+            .uri(format!("{}://{}{}", self.endpoint.scheme, rebuilt.host, rebuilt.path));
         for (name, value) in &rebuilt.headers {
-            let mut value = http::HeaderValue::try_from(value)
-                .map_err(|e| VerifyError::Request(e.into()))?;
+            let mut value =
+                http::HeaderValue::try_from(value).map_err(|e| VerifyError::Request(e.into()))?;
             value.set_sensitive(true);
             request = request.header(*name, value);
         }

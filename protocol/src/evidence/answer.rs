@@ -8,10 +8,8 @@ use crate::ids::{AccountId, Region};
 pub const NAMESPACE: &str = "https://sts.amazonaws.com/doc/2011-06-15/";
 /// An honest answer has some 500 bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 * 1024;
-const DECLARATIONS: [&str; 2] = [
-    r#"<?xml version="1.0" encoding="UTF-8"?>"#,
-    r#"<?xml version="1.0" encoding="utf-8"?>"#,
-];
+const DECLARATIONS: [&str; 2] =
+    [r#"<?xml version="1.0" encoding="UTF-8"?>"#, r#"<?xml version="1.0" encoding="utf-8"?>"#];
 
 /// Whom the verifier is ready to believe in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,15 +49,9 @@ pub enum AnswerError {
     #[error("STS's answer contradicts itself: {what}")]
     Contradiction { what: &'static str },
     #[error("the caller is of partition {found:?}, not {expected:?}")]
-    Partition {
-        found: String,
-        expected: &'static str,
-    },
+    Partition { found: String, expected: &'static str },
     #[error("the caller is of account {found}, not {expected}")]
-    Account {
-        found: AccountId,
-        expected: AccountId,
-    },
+    Account { found: AccountId, expected: AccountId },
     #[error("the caller's role is {found:?}, not {expected:?}")]
     Role { found: String, expected: String },
     #[error("the caller's role has another unique id than the one registered")]
@@ -85,20 +77,14 @@ pub fn judge_response(
     if status != 200 {
         return Err(AnswerError::Status { status });
     }
-    let essence = content_type
-        .and_then(|raw| raw.split(';').next())
-        .map(str::trim);
+    let essence = content_type.and_then(|raw| raw.split(';').next()).map(str::trim);
     if essence != Some("text/xml") {
         return Err(AnswerError::ContentType);
     }
     if body.len() > ANSWER_BYTES_MAX {
         return Err(AnswerError::TooLarge { bytes: body.len() });
     }
-    let Document {
-        arn,
-        user_id,
-        account,
-    } = read_document(body)?;
+    let Document { arn, user_id, account } = read_document(body)?;
     judge_caller(&arn, &user_id, &account, expected)
 }
 
@@ -124,56 +110,32 @@ fn judge_caller(
     };
     let role_id_shape = (16..=128).contains(&role_id.len())
         && role_id.starts_with("AROA")
-        && role_id
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
+        && role_id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit());
     if !role_id_shape {
         return Err(AnswerError::NotARole);
     }
     if id_session != session {
-        return Err(AnswerError::Contradiction {
-            what: "Arn and UserId name two sessions",
-        });
+        return Err(AnswerError::Contradiction { what: "Arn and UserId name two sessions" });
     }
     if arn_account != account {
-        return Err(AnswerError::Contradiction {
-            what: "Arn and Account name two accounts",
-        });
+        return Err(AnswerError::Contradiction { what: "Arn and Account name two accounts" });
     }
-    let account = AccountId::try_from(account).map_err(|_| AnswerError::Shape {
-        what: "the Account is no account id",
-    })?;
+    let account = AccountId::try_from(account)
+        .map_err(|_| AnswerError::Shape { what: "the Account is no account id" })?;
 
     let expected_partition = partition_of(&expected.region);
     if partition != expected_partition {
         let found = partition.to_owned();
-        return Err(AnswerError::Partition {
-            found,
-            expected: expected_partition,
-        });
+        return Err(AnswerError::Partition { found, expected: expected_partition });
     }
     if account != expected.account {
-        return Err(AnswerError::Account {
-            found: account,
-            expected: expected.account.clone(),
-        });
+        return Err(AnswerError::Account { found: account, expected: expected.account.clone() });
     }
-    if let Some(expected) = expected
-        .role
-        .as_deref()
-        .filter(|expected| *expected != role)
-    {
+    if let Some(expected) = expected.role.as_deref().filter(|expected| *expected != role) {
         let found = role.to_owned();
-        return Err(AnswerError::Role {
-            found,
-            expected: expected.to_owned(),
-        });
+        return Err(AnswerError::Role { found, expected: expected.to_owned() });
     }
-    if expected
-        .role_id
-        .as_deref()
-        .is_some_and(|expected| expected != role_id)
-    {
+    if expected.role_id.as_deref().is_some_and(|expected| expected != role_id) {
         return Err(AnswerError::RoleId);
     }
     Ok(CallerIdentity {
@@ -187,9 +149,7 @@ fn judge_caller(
 /// What IAM allows in names of roles and sessions.
 fn is_iam_name(raw: &str) -> bool {
     (1..=64).contains(&raw.len())
-        && raw
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b))
+        && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b))
 }
 
 struct Document {
@@ -200,16 +160,10 @@ struct Document {
 
 fn read_document(body: &[u8]) -> Result<Document, AnswerError> {
     let text = std::str::from_utf8(body).map_err(|_| shape("not UTF-8"))?;
-    let text = DECLARATIONS
-        .iter()
-        .find_map(|d| text.strip_prefix(d))
-        .unwrap_or(text);
+    let text = DECLARATIONS.iter().find_map(|d| text.strip_prefix(d)).unwrap_or(text);
     let mut reader = Reader { rest: text };
     reader.space();
-    reader.literal(
-        &format!("<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\">"),
-        "its root",
-    )?;
+    reader.literal(&format!("<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\">"), "its root")?;
 
     let (mut arn, mut user_id, mut account) = (None, None, None);
     let (mut result, mut metadata) = (false, false);
@@ -283,18 +237,11 @@ impl<'a> Reader<'a> {
     /// consumed.
     fn child(&mut self, parent: &str) -> Result<Option<&'a str>, AnswerError> {
         self.space();
-        let inner = self
-            .rest
-            .strip_prefix('<')
-            .ok_or(shape("text between elements"))?;
+        let inner = self.rest.strip_prefix('<').ok_or(shape("text between elements"))?;
         let (tag, rest) = inner.split_once('>').ok_or(shape("a tag does not end"))?;
         self.rest = rest;
         if let Some(name) = tag.strip_prefix('/') {
-            return if name == parent {
-                Ok(None)
-            } else {
-                Err(shape("tags do not nest"))
-            };
+            return if name == parent { Ok(None) } else { Err(shape("tags do not nest")) };
         }
         if tag.is_empty() || !tag.bytes().all(|b| b.is_ascii_alphabetic()) {
             return Err(shape("a tag is not a plain name"));
@@ -304,10 +251,7 @@ impl<'a> Reader<'a> {
 
     /// The text up to the end tag of `name`, which is consumed.
     fn text(&mut self, name: &str) -> Result<String, AnswerError> {
-        let end = self
-            .rest
-            .find('<')
-            .ok_or(shape("an element does not end"))?;
+        let end = self.rest.find('<').ok_or(shape("an element does not end"))?;
         let (text, rest) = self.rest.split_at(end);
         let allowed = |b: u8| b.is_ascii_graphic() && !b"&>\"'".contains(&b);
         if !(1..=2048).contains(&text.len()) || !text.bytes().all(allowed) {
@@ -364,40 +308,13 @@ mod tests {
     fn status_type_and_size_come_first() {
         let large = "x".repeat(ANSWER_BYTES_MAX + 1);
         for (status, content_type, body, wanted) in [
-            (
-                403,
-                Some("text/xml"),
-                HONEST,
-                AnswerError::Status { status: 403 },
-            ),
-            (
-                302,
-                Some("text/xml"),
-                HONEST,
-                AnswerError::Status { status: 302 },
-            ),
-            (
-                201,
-                Some("text/xml"),
-                HONEST,
-                AnswerError::Status { status: 201 },
-            ),
+            (403, Some("text/xml"), HONEST, AnswerError::Status { status: 403 }),
+            (302, Some("text/xml"), HONEST, AnswerError::Status { status: 302 }),
+            (201, Some("text/xml"), HONEST, AnswerError::Status { status: 201 }),
             (200, None, HONEST, AnswerError::ContentType),
-            (
-                200,
-                Some("application/json"),
-                HONEST,
-                AnswerError::ContentType,
-            ),
+            (200, Some("application/json"), HONEST, AnswerError::ContentType),
             (200, Some("text/xmlx"), HONEST, AnswerError::ContentType),
-            (
-                200,
-                Some("text/xml"),
-                &large,
-                AnswerError::TooLarge {
-                    bytes: 16 * 1024 + 1,
-                },
-            ),
+            (200, Some("text/xml"), &large, AnswerError::TooLarge { bytes: 16 * 1024 + 1 }),
         ] {
             let judged = judge_response(status, content_type, body.as_bytes(), &expected());
             assert_eq!(judged, Err(wanted));
@@ -416,17 +333,9 @@ mod tests {
         let account = "<Account>123456789012</Account>";
         for (from, to, wanted) in [
             // The root and its namespace.
-            (
-                " xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"",
-                "",
-                root,
-            ),
+            (" xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"", "", root),
             ("2011-06-15", "2010-01-01", root),
-            (
-                "<GetCallerIdentityResponse xmlns",
-                "<GetCallerIdentityResponse a=\"b\" xmlns",
-                root,
-            ),
+            ("<GetCallerIdentityResponse xmlns", "<GetCallerIdentityResponse a=\"b\" xmlns", root),
             (
                 "<GetCallerIdentityResponse xmlns",
                 "<!DOCTYPE x><GetCallerIdentityResponse xmlns",
@@ -437,52 +346,24 @@ mod tests {
                 "<!-- x --><GetCallerIdentityResponse xmlns",
                 root,
             ),
-            (
-                "<GetCallerIdentityResponse xmlns",
-                "<AssumeRoleResponse xmlns",
-                root,
-            ),
+            ("<GetCallerIdentityResponse xmlns", "<AssumeRoleResponse xmlns", root),
             // Children: exact, each once, plain.
             (account, "", "the Account is missing"),
-            (
-                account,
-                "<Account>123456789012</Account><Account>999999999999</Account>",
-                twice,
-            ),
-            (
-                account,
-                "<Account>123456789012</Account><Extra>1</Extra>",
-                alien,
-            ),
+            (account, "<Account>123456789012</Account><Account>999999999999</Account>", twice),
+            (account, "<Account>123456789012</Account><Extra>1</Extra>", alien),
             (account, "<Account/>", tag),
             (account, "<Account x=\"1\">123456789012</Account>", tag),
             (account, "<Account>123456789012</Account><!-- x -->", tag),
-            (
-                account,
-                "<Account>123456789012</Account>text",
-                "text between elements",
-            ),
-            (
-                account,
-                "<Account>123456789012<!-- x --></Account>",
-                "a value has elements in it",
-            ),
+            (account, "<Account>123456789012</Account>text", "text between elements"),
+            (account, "<Account>123456789012<!-- x --></Account>", "a value has elements in it"),
             (account, "<Account><![CDATA[123456789012]]></Account>", text),
             (account, "<Account>&#49;23456789012</Account>", text),
             (account, "<Account> 123456789012</Account>", text),
             (account, "<Account></Account>", text),
             (account, "<Account>12345678901a</Account>", ""),
             (account, "<account>123456789012</account>", alien),
-            (
-                account,
-                "<Account>123456789012</Accounts>",
-                "a value has elements in it",
-            ),
-            (
-                "</GetCallerIdentityResult>",
-                "</GetCallerIdentityResponse>",
-                "tags do not nest",
-            ),
+            (account, "<Account>123456789012</Accounts>", "a value has elements in it"),
+            ("</GetCallerIdentityResult>", "</GetCallerIdentityResponse>", "tags do not nest"),
             (
                 "  <ResponseMetadata>",
                 "  <GetCallerIdentityResult></GetCallerIdentityResult><ResponseMetadata>",
@@ -498,11 +379,7 @@ mod tests {
                 "</GetCallerIdentityResponse>x",
                 "something follows its root",
             ),
-            (
-                "</GetCallerIdentityResponse>",
-                "</GetCallerIdentityResponse",
-                "a tag does not end",
-            ),
+            ("</GetCallerIdentityResponse>", "</GetCallerIdentityResponse", "a tag does not end"),
         ] {
             let forged = HONEST.replacen(from, to, 1);
             assert_ne!(forged, HONEST, "{from}");
@@ -519,10 +396,7 @@ mod tests {
         let only_root = format!(
             "<GetCallerIdentityResponse xmlns=\"{NAMESPACE}\"></GetCallerIdentityResponse>"
         );
-        assert_eq!(
-            judge(&only_root),
-            Err(shape("the ResponseMetadata is missing"))
-        );
+        assert_eq!(judge(&only_root), Err(shape("the ResponseMetadata is missing")));
     }
 
     #[test]
@@ -533,22 +407,10 @@ mod tests {
         };
         let arn = "arn:aws:sts::123456789012:assumed-role/outstation-node/i-0123456789abcdef0";
         for (from, to, wanted) in [
-            (
-                arn,
-                "arn:aws:iam::123456789012:user/eve",
-                AnswerError::NotARole,
-            ),
+            (arn, "arn:aws:iam::123456789012:user/eve", AnswerError::NotARole),
             (arn, "arn:aws:iam::123456789012:root", AnswerError::NotARole),
-            (
-                arn,
-                "arn:aws:sts::123456789012:federated-user/eve",
-                AnswerError::NotARole,
-            ),
-            (
-                arn,
-                "arn:aws:sts::123456789012:assumed-role/outstation-node",
-                AnswerError::NotARole,
-            ),
+            (arn, "arn:aws:sts::123456789012:federated-user/eve", AnswerError::NotARole),
+            (arn, "arn:aws:sts::123456789012:assumed-role/outstation-node", AnswerError::NotARole),
             (
                 arn,
                 "arn:aws:sts::123456789012:assumed-role/path/outstation-node/i-1",
@@ -562,43 +424,25 @@ mod tests {
             (
                 "arn:aws:",
                 "arn:aws-cn:",
-                AnswerError::Partition {
-                    found: "aws-cn".into(),
-                    expected: "aws",
-                },
+                AnswerError::Partition { found: "aws-cn".into(), expected: "aws" },
             ),
             ("123456789012", "999999999999", account("999999999999")),
             (
                 "outstation-node/",
                 "other/",
-                AnswerError::Role {
-                    found: "other".into(),
-                    expected: "outstation-node".into(),
-                },
+                AnswerError::Role { found: "other".into(), expected: "outstation-node".into() },
             ),
-            (
-                "AROAABCDEFGHIJKLMNOPQ",
-                "AROAZZZZZZZZZZZZZZZZZ",
-                AnswerError::RoleId,
-            ),
-            (
-                "AROAABCDEFGHIJKLMNOPQ",
-                "AIDAABCDEFGHIJKLMNOPQ",
-                AnswerError::NotARole,
-            ),
+            ("AROAABCDEFGHIJKLMNOPQ", "AROAZZZZZZZZZZZZZZZZZ", AnswerError::RoleId),
+            ("AROAABCDEFGHIJKLMNOPQ", "AIDAABCDEFGHIJKLMNOPQ", AnswerError::NotARole),
             (
                 "OPQ:i-0123456789abcdef0",
                 "OPQ:i-0fffffffffffffff0",
-                AnswerError::Contradiction {
-                    what: "Arn and UserId name two sessions",
-                },
+                AnswerError::Contradiction { what: "Arn and UserId name two sessions" },
             ),
             (
                 "sts::123456789012",
                 "sts::999999999999",
-                AnswerError::Contradiction {
-                    what: "Arn and Account name two accounts",
-                },
+                AnswerError::Contradiction { what: "Arn and Account name two accounts" },
             ),
         ] {
             let times = if to == "999999999999" { 2 } else { 1 };
@@ -610,15 +454,10 @@ mod tests {
 
     #[test]
     fn partitions_follow_regions() {
-        for (region, partition) in [
-            ("eu-central-1", "aws"),
-            ("cn-north-1", "aws-cn"),
-            ("us-gov-west-1", "aws-us-gov"),
-        ] {
-            assert_eq!(
-                partition_of(&Region::try_from(region).expect("valid")),
-                partition
-            );
+        for (region, partition) in
+            [("eu-central-1", "aws"), ("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")]
+        {
+            assert_eq!(partition_of(&Region::try_from(region).expect("valid")), partition);
         }
     }
 }
