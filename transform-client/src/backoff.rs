@@ -12,19 +12,12 @@ pub struct Backoff {
 
 impl Backoff {
     pub const fn new(first: Duration, max: Duration) -> Self {
-        Backoff {
-            first,
-            max,
-            attempts: 0,
-        }
+        Backoff { first, max, attempts: 0 }
     }
 
     /// The next pause; `random` is uniform in 0..1.
     pub fn next(&mut self, random: f64) -> Duration {
-        let bound = self
-            .first
-            .saturating_mul(1 << self.attempts.min(20))
-            .min(self.max);
+        let bound = self.first.saturating_mul(1 << self.attempts.min(20)).min(self.max);
         self.attempts = self.attempts.saturating_add(1);
         bound.mul_f64(random.clamp(0.0, 1.0))
     }
@@ -42,9 +35,7 @@ mod tests {
     fn bounds_double_up_to_the_maximum() {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut pauses = |random: f64, count: usize| -> Vec<u128> {
-            let pauses = (0..count)
-                .map(|_| backoff.next(random).as_millis())
-                .collect();
+            let pauses = (0..count).map(|_| backoff.next(random).as_millis()).collect();
             backoff.reset();
             pauses
         };

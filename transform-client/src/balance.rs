@@ -137,11 +137,7 @@ impl Balance {
             changes.push(Change::Removed(id));
         }
         for endpoint in set {
-            if self
-                .states
-                .values()
-                .all(|state| state.endpoint != *endpoint)
-            {
+            if self.states.values().all(|state| state.endpoint != *endpoint) {
                 let id = EndpointId(self.next_id);
                 self.next_id += 1;
                 let state = State {
@@ -176,14 +172,9 @@ impl Balance {
 
     /// An ejected endpoint was asked and is not well yet.
     pub fn handle_probe_failed(&mut self, id: EndpointId, now: Instant) -> Option<Ejection> {
-        let state = self
-            .states
-            .get_mut(&id)
-            .filter(|state| state.phase == Phase::Ejected)?;
+        let state = self.states.get_mut(&id).filter(|state| state.phase == Phase::Ejected)?;
         state.ejections = state.ejections.saturating_add(1);
-        Some(Ejection {
-            until: now + length(&self.config, state.ejections),
-        })
+        Some(Ejection { until: now + length(&self.config, state.ejections) })
     }
 
     /// The endpoint for the next call or try, counted as in flight until `finish`. Of two at random the
@@ -195,10 +186,7 @@ impl Balance {
             let allowed = |id: &EndpointId| !tried.contains(id);
             let mut candidates: Vec<EndpointId> = self.up.iter().copied().filter(allowed).collect();
             if candidates.is_empty() {
-                let ejected = self
-                    .states
-                    .iter()
-                    .filter(|(_, state)| state.phase == Phase::Ejected);
+                let ejected = self.states.iter().filter(|(_, state)| state.phase == Phase::Ejected);
                 candidates = ejected.map(|(id, _)| *id).filter(allowed).collect();
             }
             better_of_two(&mut self.rng, &self.states, &candidates)?
@@ -255,6 +243,10 @@ impl Balance {
         self.rng.random()
     }
 
+    pub fn up_count(&self) -> usize {
+        self.up.len()
+    }
+
     pub fn view(&self) -> Vec<EndpointView> {
         let view = |state: &State| EndpointView {
             endpoint: state.endpoint.clone(),
@@ -284,22 +276,12 @@ fn better_of_two(
         count => rng.random_range(0..count),
     };
     let step = rng.random_range(1..candidates.len());
-    let (first, second) = (
-        candidates[index],
-        candidates[(index + step) % candidates.len()],
-    );
+    let (first, second) = (candidates[index], candidates[(index + step) % candidates.len()]);
     let in_flight = |id| states.get(id).map_or(u32::MAX, |state| state.in_flight);
-    Some(if in_flight(&second) < in_flight(&first) {
-        second
-    } else {
-        first
-    })
+    Some(if in_flight(&second) < in_flight(&first) { second } else { first })
 }
 
 fn length(config: &Config, ejections: u32) -> Duration {
     let doublings = ejections.saturating_sub(1).min(20);
-    config
-        .eject_first
-        .saturating_mul(1 << doublings)
-        .min(config.eject_max)
+    config.eject_first.saturating_mul(1 << doublings).min(config.eject_max)
 }

@@ -1,7 +1,6 @@
 //! The balanced client: one set of endpoints in, calls spread over it.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,14 +15,14 @@ use tokio::time::timeout_at;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::client::Grpc;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use crate::balance::{
     self, Balance, Change, Ejection, Endpoint, EndpointId, EndpointView, Outcome,
 };
 use crate::clock;
-use crate::connection::{self, SendError, Sender};
-use crate::errors::chain;
+use crate::connection::{self, Sender};
+use crate::verdict::{Silence, judge};
 
 /// The largest message that a server takes and gives.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -104,21 +103,12 @@ impl Client {
     /// Follows `endpoints`; when its sender is gone, the last set stays. Needs a tokio runtime.
     pub fn new(endpoints: watch::Receiver<Vec<Endpoint>>, config: Config) -> Client {
         let seed = rand::random();
-        let state = State {
-            balance: Balance::new(config.balance, seed),
-            connections: BTreeMap::new(),
-        };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            changed: Notify::new(),
-        });
+        let state =
+            State { balance: Balance::new(config.balance, seed), connections: BTreeMap::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
         let stop = CancellationToken::new();
         tokio::spawn(follow(shared.clone(), endpoints, stop.clone()));
-        Client {
-            shared,
-            config,
-            _stop: Arc::new(stop.drop_guard()),
-        }
+        Client { shared, config, _stop: Arc::new(stop.drop_guard()) }
     }
 
     /// Evaluates one request.
@@ -128,9 +118,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<(CallResponse, EndpointUsed), Status> {
         let deadline = clock::now() + timeout;
-        let (answer, used) = self
-            .call_bytes(request.encode_to_vec().into(), deadline)
-            .await?;
+        let (answer, used) = self.call_bytes(request.encode_to_vec().into(), deadline).await?;
         let decoded = CallResponse::decode(answer);
         Ok((
             decoded.map_err(|error| Status::internal(format!("not a CallResponse: {error}")))?,
@@ -152,9 +140,7 @@ impl Client {
 
     /// What the group can evaluate, as one of its servers says.
     pub async fn list_targets(&self, timeout: Duration) -> Result<ListTargetsResponse, Status> {
-        let (answer, _) = self
-            .unary(LIST_TARGETS, Bytes::new(), clock::now() + timeout)
-            .await?;
+        let (answer, _) = self.unary(LIST_TARGETS, Bytes::new(), clock::now() + timeout).await?;
         ListTargetsResponse::decode(answer)
             .map_err(|error| Status::internal(format!("not a ListTargetsResponse: {error}")))
     }
@@ -162,6 +148,18 @@ impl Client {
     /// The endpoints and what is known of them, in the order in which they came.
     pub fn endpoints(&self) -> Vec<EndpointView> {
         self.shared.lock().balance.view()
+    }
+
+    /// Waits until `count` endpoints take calls. Returns how many do, which is fewer when the time was up.
+    pub async fn wait_up(&self, count: usize, within: Duration) -> usize {
+        let until = clock::now() + within;
+        loop {
+            let changed = self.shared.changed.notified();
+            let up = self.shared.lock().balance.up_count();
+            if up >= count || timeout_at(until.into(), changed).await.is_err() {
+                return up;
+            }
+        }
     }
 
     async fn unary(
@@ -176,10 +174,8 @@ impl Client {
             tried.push(picked.id);
             let status = match picked.send(path, request.clone(), deadline).await {
                 Ok(answer) => {
-                    let used = EndpointUsed {
-                        endpoint: picked.endpoint.clone(),
-                        tries: tried.len(),
-                    };
+                    let used =
+                        EndpointUsed { endpoint: picked.endpoint.clone(), tries: tried.len() };
                     return Ok((answer, used));
                 }
                 Err(status) => status,
@@ -210,9 +206,7 @@ impl Client {
             }
             if timeout_at(wait_until.into(), changed).await.is_err() {
                 let mut status = Status::unavailable(self.shared.why_none());
-                status
-                    .metadata_mut()
-                    .insert(NOT_STARTED, MetadataValue::from_static("1"));
+                status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
                 return Err(status);
             }
         }
@@ -227,10 +221,9 @@ impl Picked<'_> {
         deadline: Instant,
     ) -> Result<Bytes, Status> {
         let mut request = Request::new(request);
-        request.metadata_mut().insert(
-            "grpc-timeout",
-            grpc_timeout(deadline.saturating_duration_since(clock::now())),
-        );
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", grpc_timeout(deadline.saturating_duration_since(clock::now())));
         let mut grpc = Grpc::with_origin(self.sender.clone(), self.sender.origin.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -282,13 +275,7 @@ impl Shared {
             state.balance.finish(id, Outcome::Neutral, clock::now());
             return None;
         };
-        Some(Picked {
-            shared: self,
-            id,
-            endpoint,
-            sender,
-            outcome: Outcome::Neutral,
-        })
+        Some(Picked { shared: self, id, endpoint, sender, outcome: Outcome::Neutral })
     }
 
     pub(crate) fn set_up(&self, id: EndpointId, sender: Sender) {
@@ -367,12 +354,8 @@ fn apply(shared: &Arc<Shared>, set: &[Endpoint]) {
         match change {
             Change::Added(id, endpoint) => {
                 let (ejections, ejected) = mpsc::channel(1);
-                let task = tokio::spawn(connection::keep(
-                    shared.clone(),
-                    id,
-                    endpoint.clone(),
-                    ejected,
-                ));
+                let task =
+                    tokio::spawn(connection::keep(shared.clone(), id, endpoint.clone(), ejected));
                 let connection = Connection {
                     endpoint: Arc::new(endpoint),
                     sender: None,
@@ -389,86 +372,6 @@ fn apply(shared: &Arc<Shared>, set: &[Endpoint]) {
             }
         }
     }
-}
-
-/// The server said nothing by the deadline.
-#[derive(Debug, thiserror::Error)]
-#[error("no answer")]
-struct Silence;
-
-impl From<Silence> for Status {
-    fn from(silence: Silence) -> Status {
-        let mut status = Status::deadline_exceeded("the server did not answer before the deadline");
-        status.set_source(Arc::new(silence));
-        status
-    }
-}
-
-struct Verdict {
-    outcome: Outcome,
-    not_started: bool,
-}
-
-/// What a failed try says about its endpoint, and whether it is certain that it was not started.
-fn judge(status: Status, endpoint: &Endpoint) -> (Verdict, Status) {
-    let verdict = |outcome, not_started| Verdict {
-        outcome,
-        not_started,
-    };
-    let Some(cause) = status.source() else {
-        // The server's own words.
-        let not_started = status
-            .metadata()
-            .get(NOT_STARTED)
-            .is_some_and(|value| value == "1");
-        let outcome = match status.code() {
-            Code::Unavailable => Outcome::Failed,
-            Code::ResourceExhausted => Outcome::Neutral,
-            _ => Outcome::Answered,
-        };
-        return (verdict(outcome, not_started), status);
-    };
-    if cause.is::<Silence>() {
-        return (verdict(Outcome::Failed, false), status);
-    }
-    let not_started = never_left(cause);
-    let did = if not_started {
-        "before the call was started"
-    } else {
-        "while the call was running"
-    };
-    let Endpoint { instance, address } = endpoint;
-    let message = format!(
-        "the connection to {instance} ({address}) was lost {did}: {}",
-        chain(cause)
-    );
-    (
-        verdict(Outcome::Failed, not_started),
-        Status::unavailable(message),
-    )
-}
-
-/// Whether HTTP/2 itself says that the server did not process the request: it was never sent, its
-/// stream was refused, or it came after the last one of a graceful GOAWAY (RFC 9113, 6.8 and 8.7).
-fn never_left(error: &(dyn Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error
-            .downcast_ref::<SendError>()
-            .is_some_and(|error| error.not_sent)
-        {
-            return true;
-        }
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
-            let going_away = error.is_go_away()
-                && error.is_remote()
-                && error.reason() == Some(h2::Reason::NO_ERROR);
-            return refused || going_away;
-        }
-        next = error.source();
-    }
-    false
 }
 
 /// At most eight digits: microseconds up to 99 s, milliseconds up to a day.
@@ -495,65 +398,6 @@ mod tests {
             (Duration::from_secs(1_000_000), "99999999m"),
         ] {
             assert_eq!(grpc_timeout(left), expected);
-        }
-    }
-
-    #[test]
-    fn what_may_be_repeated() {
-        let endpoint = Endpoint {
-            instance: "i-1".into(),
-            address: "127.0.0.1:1".into(),
-        };
-        let said = |code: Code, trailer: bool| {
-            let mut status = Status::new(code, "");
-            if trailer {
-                status
-                    .metadata_mut()
-                    .insert(NOT_STARTED, MetadataValue::from_static("1"));
-            }
-            status
-        };
-        let cases = [
-            (said(Code::Unavailable, true), Outcome::Failed, true),
-            (said(Code::Unavailable, false), Outcome::Failed, false),
-            (said(Code::ResourceExhausted, true), Outcome::Neutral, true),
-            (
-                said(Code::ResourceExhausted, false),
-                Outcome::Neutral,
-                false,
-            ),
-            (said(Code::Aborted, false), Outcome::Answered, false),
-            (
-                said(Code::DeadlineExceeded, false),
-                Outcome::Answered,
-                false,
-            ),
-            (said(Code::NotFound, false), Outcome::Answered, false),
-            (Silence.into(), Outcome::Failed, false),
-            (
-                Status::from_error(Box::new(h2::Error::from(h2::Reason::REFUSED_STREAM))),
-                Outcome::Failed,
-                true,
-            ),
-            (
-                Status::from_error(Box::new(h2::Error::from(h2::Reason::INTERNAL_ERROR))),
-                Outcome::Failed,
-                false,
-            ),
-            (
-                Status::from_error("broken pipe".into()),
-                Outcome::Failed,
-                false,
-            ),
-        ];
-        for (status, outcome, not_started) in cases {
-            let shown = format!("{status:?}");
-            let (verdict, _) = judge(status, &endpoint);
-            assert_eq!(
-                (verdict.outcome, verdict.not_started),
-                (outcome, not_started),
-                "{shown}"
-            );
         }
     }
 }

@@ -101,10 +101,7 @@ pub async fn keep(
             }
             Err(error) => {
                 debug!(endpoint.instance, endpoint.address, %error, "cannot connect");
-                shared.set_down(
-                    id,
-                    &format!("cannot connect to {}: {error}", endpoint.address),
-                );
+                shared.set_down(id, &format!("cannot connect to {}: {error}", endpoint.address));
             }
         }
         sleep(pause.next(shared.random())).await;
@@ -127,9 +124,7 @@ async fn connect(
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .handshake(TokioIo::new(stream));
-    let (requests, driver) = timeout(CONNECT_MAX, handshake)
-        .await
-        .map_err(|_| "timed out")??;
+    let (requests, driver) = timeout(CONNECT_MAX, handshake).await.map_err(|_| "timed out")??;
     // Dropped at the end of the connection, which is what the receiver waits for.
     let (alive, closed) = oneshot::channel();
     tokio::spawn(async move {
@@ -191,9 +186,7 @@ async fn use_connection(
 
 /// Asks the server whether it takes calls. One without a health service is believed to.
 async fn probe(sender: &Sender) -> Result<(), String> {
-    let request = HealthCheckRequest {
-        service: SERVICE.into(),
-    };
+    let request = HealthCheckRequest { service: SERVICE.into() };
     let mut health = HealthClient::with_origin(sender.clone(), sender.origin.clone());
     match timeout(PROBE_MAX, health.check(request)).await {
         Err(_) => Err("its health check is not answered".into()),

@@ -8,6 +8,7 @@ mod clock;
 mod connection;
 mod errors;
 mod source;
+mod verdict;
 
 pub use balance::{Endpoint, EndpointView, Phase};
 pub use client::{Client, Config, EndpointUsed};

@@ -60,10 +60,7 @@ pub struct Agent {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error("{url} is not the URL of an account agent")]
-    Url {
-        url: String,
-        source: tonic::transport::Error,
-    },
+    Url { url: String, source: tonic::transport::Error },
     #[error("the account agent's CA certificate or server name cannot be used")]
     Tls { source: tonic::transport::Error },
 }
@@ -92,19 +89,10 @@ impl EndpointSource {
         let (tell, news) = watch::channel(News::Connecting);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let watch = Watch {
-            channel,
-            token: agent.token.clone(),
-            group: group.to_owned(),
-            set,
-            tell,
-        };
+        let watch =
+            Watch { channel, token: agent.token.clone(), group: group.to_owned(), set, tell };
         tokio::spawn(async move { stopped.run_until_cancelled(watch.run()).await });
-        Ok(EndpointSource {
-            endpoints,
-            news,
-            _stop: stop.drop_guard(),
-        })
+        Ok(EndpointSource { endpoints, news, _stop: stop.drop_guard() })
     }
 
     /// For `Client::new`.
@@ -120,11 +108,8 @@ impl EndpointSource {
             News::Live => true,
             News::Away(status) => is_final(status),
         });
-        let decided = timeout(within, decided)
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .map(|news| news.clone());
+        let decided =
+            timeout(within, decided).await.ok().and_then(Result::ok).map(|news| news.clone());
         let decided = decided.unwrap_or_else(|| self.news.borrow().clone());
         match decided {
             News::Live => Ok(()),
@@ -147,18 +132,12 @@ fn channel(agent: &Agent) -> Result<Channel, SourceError> {
         .ca_certificate(Certificate::from_pem(&agent.ca_pem))
         .domain_name(agent.server_name.clone());
     let at = tonic::transport::Endpoint::from_shared(agent.url.clone())
-        .map_err(|source| SourceError::Url {
-            url: agent.url.clone(),
-            source,
-        })?
+        .map_err(|source| SourceError::Url { url: agent.url.clone(), source })?
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    Ok(at
-        .tls_config(tls)
-        .map_err(|source| SourceError::Tls { source })?
-        .connect_lazy())
+    Ok(at.tls_config(tls).map_err(|source| SourceError::Tls { source })?.connect_lazy())
 }
 
 struct Watch {
@@ -189,16 +168,9 @@ impl Watch {
 
     /// Follows one stream to its end.
     async fn watch(&self) -> Status {
-        let mut request = Request::new(WatchRequest {
-            group: self.group.clone(),
-        });
-        request
-            .metadata_mut()
-            .insert("authorization", self.token.0.clone());
-        let mut stream = match EndpointsClient::new(self.channel.clone())
-            .watch(request)
-            .await
-        {
+        let mut request = Request::new(WatchRequest { group: self.group.clone() });
+        request.metadata_mut().insert("authorization", self.token.0.clone());
+        let mut stream = match EndpointsClient::new(self.channel.clone()).watch(request).await {
             Ok(response) => response.into_inner(),
             Err(status) => return status,
         };

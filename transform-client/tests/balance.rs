@@ -9,10 +9,7 @@ use outstation_transform_client::balance::{
 use proptest::prelude::*;
 
 fn endpoint(name: &str) -> Endpoint {
-    Endpoint {
-        instance: name.into(),
-        address: format!("{name}:1"),
-    }
+    Endpoint { instance: name.into(), address: format!("{name}:1") }
 }
 
 fn set(names: &str) -> Vec<Endpoint> {
@@ -30,9 +27,7 @@ fn up(names: &str, now: Instant) -> Balance {
 }
 
 fn fail(balance: &mut Balance, id: EndpointId, times: u32, now: Instant) -> Option<Ejection> {
-    (0..times)
-        .filter_map(|_| balance.finish(id, Outcome::Failed, now))
-        .last()
+    (0..times).filter_map(|_| balance.finish(id, Outcome::Failed, now)).last()
 }
 
 const A: EndpointId = EndpointId(1);
@@ -65,10 +60,7 @@ fn membership() {
 fn a_moved_instance_is_another_endpoint() {
     let mut balance = Balance::new(Config::default(), 1);
     balance.set_endpoints(&set("a"));
-    let moved = Endpoint {
-        instance: "a".into(),
-        address: "elsewhere:1".into(),
-    };
+    let moved = Endpoint { instance: "a".into(), address: "elsewhere:1".into() };
     let changes = balance.set_endpoints(std::slice::from_ref(&moved));
     assert_eq!(changes, [Change::Removed(A), Change::Added(B, moved)]);
 }
@@ -82,10 +74,7 @@ fn calls_spread_by_calls_in_flight() {
         *picks.entry(balance.pick(&[]).unwrap()).or_default() += 1;
     }
     // Nothing ends, so the counts stay level whatever the seed: two choices differ by a few at most.
-    assert!(
-        picks.values().all(|count| (90..=110).contains(count)),
-        "{picks:?}"
-    );
+    assert!(picks.values().all(|count| (90..=110).contains(count)), "{picks:?}");
 
     // The slow one keeps its calls; with two choices it gets the next only when it has fewer.
     for _ in 0..100 {
@@ -112,11 +101,7 @@ fn only_what_is_up_and_not_tried() {
     balance.handle_up(C, now);
     assert_eq!(balance.pick(&[A]), Some(C));
     balance.handle_up(B, now);
-    assert_eq!(
-        balance.pick(&[A, C]),
-        None,
-        "what was removed does not come back by itself"
-    );
+    assert_eq!(balance.pick(&[A, C]), None, "what was removed does not come back by itself");
 }
 
 #[test]
@@ -126,11 +111,7 @@ fn ejection_grows_is_bounded_and_forgiven() {
     let mut balance = up("a b", start);
     assert_eq!(fail(&mut balance, A, 2, start), None);
     balance.finish(A, Outcome::Answered, start);
-    assert_eq!(
-        fail(&mut balance, A, 2, start),
-        None,
-        "an answer starts a new count"
-    );
+    assert_eq!(fail(&mut balance, A, 2, start), None, "an answer starts a new count");
     balance.finish(A, Outcome::Neutral, start);
     assert_eq!(
         fail(&mut balance, A, 1, start),
@@ -156,11 +137,7 @@ fn ejection_grows_is_bounded_and_forgiven() {
         Some(Ejection { until: at(261) }),
         "forgiven after a minute"
     );
-    assert_eq!(
-        balance.handle_probe_failed(B, start),
-        None,
-        "only what is ejected"
-    );
+    assert_eq!(balance.handle_probe_failed(B, start), None, "only what is ejected");
 }
 
 #[test]
@@ -171,11 +148,7 @@ fn the_last_one_is_never_ejected() {
     assert_eq!(fail(&mut balance, B, 100, now), None);
     assert_eq!(balance.pick(&[]), Some(B));
     balance.handle_down(B);
-    assert_eq!(
-        balance.pick(&[]),
-        Some(A),
-        "an ejected one is better than none"
-    );
+    assert_eq!(balance.pick(&[]), Some(A), "an ejected one is better than none");
     balance.handle_down(A);
     assert_eq!(balance.pick(&[]), None);
 }
@@ -190,9 +163,7 @@ fn retries_have_a_budget() {
         balance.earn_retry();
     }
     assert_eq!(
-        std::iter::from_fn(|| balance.pick_retry(&[]))
-            .take(50)
-            .count(),
+        std::iter::from_fn(|| balance.pick_retry(&[])).take(50).count(),
         19,
         "a fifth, by rounding one less"
     );
@@ -201,10 +172,7 @@ fn retries_have_a_budget() {
     }
     assert_eq!(balance.pick_retry(&[A, B]), None);
     let burst = std::iter::from_fn(|| balance.pick_retry(&[A])).count();
-    assert_eq!(
-        burst, 20,
-        "never more than the reserve, and a try that finds nobody costs nothing"
-    );
+    assert_eq!(burst, 20, "never more than the reserve, and a try that finds nobody costs nothing");
 }
 
 #[derive(Debug, Clone)]
@@ -262,11 +230,10 @@ proptest! {
                 }
                 Event::Up(n) => if let Some(id) = nth(&members, n) { balance.handle_up(id, now) },
                 Event::Down(n) => if let Some(id) = nth(&members, n) { balance.handle_down(id) },
-                Event::ProbeFailed(n) => if let Some(id) = nth(&members, n) {
-                    if let Some(ejection) = balance.handle_probe_failed(id, now) {
-                        prop_assert!(ejection.until - now <= Duration::from_secs(30));
-                    }
-                },
+                Event::ProbeFailed(n) => {
+                    let ejection = nth(&members, n).and_then(|id| balance.handle_probe_failed(id, now));
+                    prop_assert!(ejection.is_none_or(|e| e.until - now <= Duration::from_secs(30)));
+                }
                 Event::Pick(tried) => {
                     let tried: Vec<EndpointId> = tried.into_iter().filter_map(|n| nth(&members, n)).collect();
                     let phases: BTreeMap<EndpointId, Phase> = members.keys().copied().zip(balance.view().into_iter().map(|view| view.phase)).collect();

@@ -24,10 +24,7 @@ impl Default for Config {
     /// default deadline; a longer queue would only turn quick refusals into late ones. 256 MiB: four
     /// of the largest requests, so that a few big batches cannot exhaust a small instance's memory.
     fn default() -> Self {
-        Config {
-            waiting_max: 1024,
-            waiting_bytes_max: 256 << 20,
-        }
+        Config { waiting_max: 1024, waiting_bytes_max: 256 << 20 }
     }
 }
 
@@ -112,9 +109,7 @@ impl Admission {
     pub fn new(config: Config, reason: &str) -> Self {
         Admission {
             config,
-            availability: Availability::Closed {
-                reason: reason.into(),
-            },
+            availability: Availability::Closed { reason: reason.into() },
             draining: false,
             idle: Vec::new(),
             waiting: BTreeMap::new(),
@@ -138,9 +133,7 @@ impl Admission {
             return Err(Refusal::Draining);
         }
         if let Availability::Closed { reason } = &self.availability {
-            return Err(Refusal::NoWorker {
-                reason: reason.clone(),
-            });
+            return Err(Refusal::NoWorker { reason: reason.clone() });
         }
         if deadline <= now {
             return Err(Refusal::Expired);
@@ -150,9 +143,7 @@ impl Admission {
             return Ok(());
         }
         if self.waiting.len() >= self.config.waiting_max {
-            return Err(Refusal::TooManyWaiting {
-                waiting_max: self.config.waiting_max,
-            });
+            return Err(Refusal::TooManyWaiting { waiting_max: self.config.waiting_max });
         }
         // One request is let in whatever its size: it has been received already.
         if !self.waiting.is_empty() && self.waiting_bytes + bytes > self.config.waiting_bytes_max {
@@ -185,11 +176,7 @@ impl Admission {
         request: RequestId,
         now: Instant,
     ) -> Result<(), NotRunning> {
-        if self
-            .running
-            .get(&worker)
-            .is_none_or(|running| running.request != request)
-        {
+        if self.running.get(&worker).is_none_or(|running| running.request != request) {
             return Err(NotRunning { worker, request });
         }
         self.stop_running(worker);
@@ -212,9 +199,7 @@ impl Admission {
     /// No worker runs and none is expected soon: what waits is refused, and so is what comes.
     pub fn close(&mut self, reason: &str) {
         let reason: Arc<str> = reason.into();
-        self.refuse_waiting(&Refusal::NoWorker {
-            reason: reason.clone(),
-        });
+        self.refuse_waiting(&Refusal::NoWorker { reason: reason.clone() });
         self.availability = Availability::Closed { reason };
     }
 
@@ -227,10 +212,7 @@ impl Admission {
     pub fn refuse_waiting(&mut self, refusal: &Refusal) {
         while let Some((request, waiting)) = self.waiting.pop_first() {
             self.deadlines.remove(&(waiting.deadline, request));
-            self.actions.push_back(Action::Refuse {
-                request,
-                refusal: refusal.clone(),
-            });
+            self.actions.push_back(Action::Refuse { request, refusal: refusal.clone() });
         }
         self.waiting_bytes = 0;
     }
@@ -248,10 +230,7 @@ impl Admission {
                 }
                 None => {
                     self.take_waiting(request);
-                    self.actions.push_back(Action::Refuse {
-                        request,
-                        refusal: Refusal::Expired,
-                    });
+                    self.actions.push_back(Action::Refuse { request, refusal: Refusal::Expired });
                 }
             }
         }
@@ -259,9 +238,7 @@ impl Admission {
 
     /// When `handle_timeout` has something to do.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.deadlines
-            .first_key_value()
-            .map(|((deadline, _), _)| *deadline)
+        self.deadlines.first_key_value().map(|((deadline, _), _)| *deadline)
     }
 
     pub fn poll_action(&mut self) -> Option<Action> {
@@ -285,10 +262,7 @@ impl Admission {
             self.waiting_bytes -= waiting.bytes;
             self.deadlines.remove(&(waiting.deadline, request));
             if waiting.deadline <= now {
-                self.actions.push_back(Action::Refuse {
-                    request,
-                    refusal: Refusal::Expired,
-                });
+                self.actions.push_back(Action::Refuse { request, refusal: Refusal::Expired });
                 continue;
             }
             let worker = self.idle.pop().expect("checked non-empty above");
@@ -353,8 +327,6 @@ impl Backoff {
             Ended::Died { .. } | Ended::NeverReady => {}
         }
         self.failures = self.failures.saturating_add(1);
-        Self::FIRST
-            .saturating_mul(1 << (self.failures - 1).min(16))
-            .min(Self::MAX)
+        Self::FIRST.saturating_mul(1 << (self.failures - 1).min(16)).min(Self::MAX)
     }
 }

@@ -70,10 +70,7 @@ mod tests {
 
     #[test]
     fn default_and_cap() {
-        let limits = Limits {
-            default: Duration::from_secs(10),
-            max: Duration::from_secs(60),
-        };
+        let limits = Limits { default: Duration::from_secs(10), max: Duration::from_secs(60) };
         let now = Instant::now();
         let check = |value: Option<&str>, expected: Option<u64>| {
             let mut headers = HeaderMap::new();

@@ -116,13 +116,7 @@ mod tests {
 
     fn frame(kind: u8, request: u64, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(9 + payload.len()).unwrap();
-        [
-            &length.to_le_bytes()[..],
-            &[kind],
-            &request.to_le_bytes(),
-            payload,
-        ]
-        .concat()
+        [&length.to_le_bytes()[..], &[kind], &request.to_le_bytes(), payload].concat()
     }
 
     #[test]
@@ -134,10 +128,7 @@ mod tests {
             text: "hi".into(),
         };
         let json = br#"{"level":"info","stream":"stdout","function":"speed","text":"hi"}"#;
-        let odd = LogLine {
-            text: "not json".into(),
-            ..LogLine::default()
-        };
+        let odd = LogLine { text: "not json".into(), ..LogLine::default() };
         let cases = [
             (
                 "ready",
@@ -147,10 +138,7 @@ mod tests {
             (
                 "done",
                 frame(2, 7, b"answer"),
-                Ok(Some(FromWorker::Done(
-                    RequestId(7),
-                    Bytes::from_static(b"answer"),
-                ))),
+                Ok(Some(FromWorker::Done(RequestId(7), Bytes::from_static(b"answer")))),
             ),
             (
                 "empty answer",
@@ -162,26 +150,14 @@ mod tests {
                 frame(3, 7, b"\x05no such"),
                 Ok(Some(FromWorker::Failed(RequestId(7), 5, "no such".into()))),
             ),
-            (
-                "failed without status",
-                frame(3, 7, b""),
-                Err(FrameError::NoStatus),
-            ),
-            (
-                "log",
-                frame(4, 7, json),
-                Ok(Some(FromWorker::Log(RequestId(7), line))),
-            ),
+            ("failed without status", frame(3, 7, b""), Err(FrameError::NoStatus)),
+            ("log", frame(4, 7, json), Ok(Some(FromWorker::Log(RequestId(7), line)))),
             (
                 "log of something else",
                 frame(4, 7, b"not json"),
                 Ok(Some(FromWorker::Log(RequestId(7), odd))),
             ),
-            (
-                "unknown kind",
-                frame(9, 7, b""),
-                Err(FrameError::Kind { kind: 9 }),
-            ),
+            ("unknown kind", frame(9, 7, b""), Err(FrameError::Kind { kind: 9 })),
             (
                 "too long",
                 b"\xff\xff\xff\xff".to_vec(),
@@ -193,11 +169,7 @@ mod tests {
                 Err(FrameError::TooShort { bytes: 8 }),
             ),
             ("nothing", Vec::new(), Ok(None)),
-            (
-                "half a frame",
-                frame(2, 7, b"answer")[..10].to_vec(),
-                Ok(None),
-            ),
+            ("half a frame", frame(2, 7, b"answer")[..10].to_vec(), Ok(None)),
         ];
         for (name, bytes, expected) in cases {
             assert_eq!(decode(&mut BytesMut::from(&bytes[..])), expected, "{name}");

@@ -32,10 +32,7 @@ fn status(serving: &Serving, service: &str) -> ServingStatus {
     let works = if service.is_empty() || service == SERVICE {
         Some(true)
     } else {
-        serving
-            .targets
-            .as_ref()
-            .and_then(|targets| targets.works(service))
+        serving.targets.as_ref().and_then(|targets| targets.works(service))
     };
     match works {
         None => ServingStatus::ServiceUnknown,
@@ -52,12 +49,10 @@ impl Health for HealthService {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
         match status(&self.serving.borrow(), &service) {
-            ServingStatus::ServiceUnknown => Err(Status::not_found(format!(
-                "nothing is called {service:?} here"
-            ))),
-            status => Ok(Response::new(HealthCheckResponse {
-                status: status.into(),
-            })),
+            ServingStatus::ServiceUnknown => {
+                Err(Status::not_found(format!("nothing is called {service:?} here")))
+            }
+            status => Ok(Response::new(HealthCheckResponse { status: status.into() })),
         }
     }
 
@@ -79,9 +74,7 @@ impl Health for HealthService {
                 }
                 let status = status(&serving.borrow_and_update(), &service);
                 if last != Some(status) {
-                    let response = HealthCheckResponse {
-                        status: status.into(),
-                    };
+                    let response = HealthCheckResponse { status: status.into() };
                     return Some((Ok(response), (serving, end, service, Some(status))));
                 }
             }
@@ -108,18 +101,9 @@ mod tests {
             targets: vec![target("speed", ""), target("bad", "SyntaxError")],
         };
         let targets = Some(Targets::decode(list.encode_to_vec().into()).unwrap().into());
-        let starting = Serving {
-            open: Err("no worker yet".into()),
-            targets: None,
-        };
-        let serving = Serving {
-            open: Ok(()),
-            targets: targets.clone(),
-        };
-        let draining = Serving {
-            open: Err("draining".into()),
-            targets,
-        };
+        let starting = Serving { open: Err("no worker yet".into()), targets: None };
+        let serving = Serving { open: Ok(()), targets: targets.clone() };
+        let draining = Serving { open: Err("draining".into()), targets };
         use ServingStatus::{NotServing, ServiceUnknown, Serving as Yes};
         let cases = [
             (&starting, "", NotServing),

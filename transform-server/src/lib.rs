@@ -6,6 +6,7 @@ mod clock;
 mod deadline;
 mod frame;
 mod health;
+mod log_writer;
 mod logs;
 mod options;
 mod pool;
@@ -18,6 +19,7 @@ mod supervise;
 mod targets;
 
 pub use frame::MESSAGE_BYTES_MAX;
+pub use log_writer::LogWriter;
 pub use options::Options;
 pub use server::{Server, StartError};
 pub use service::SERVICE;

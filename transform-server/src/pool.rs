@@ -92,10 +92,7 @@ impl Pool {
         Arc::new(Pool {
             state: Mutex::new(state),
             timer: Notify::new(),
-            serving: watch::Sender::new(Serving {
-                open: Err(reason.into()),
-                targets: None,
-            }),
+            serving: watch::Sender::new(Serving { open: Err(reason.into()), targets: None }),
             drained: CancellationToken::new(),
         })
     }
@@ -113,27 +110,15 @@ impl Pool {
             let request = RequestId(state.next_request);
             state.next_request += 1;
             if let Err(refusal) =
-                state
-                    .admission
-                    .offer(request, payload.len(), deadline, clock::now())
+                state.admission.offer(request, payload.len(), deadline, clock::now())
             {
                 return Err(Failure::Refused { target, refusal });
             }
-            state.calls.insert(
-                request,
-                Call {
-                    target: target.clone(),
-                    payload,
-                    reply,
-                },
-            );
+            state.calls.insert(request, Call { target: target.clone(), payload, reply });
             self.apply(&mut state);
             request
         };
-        let mut waiting = CancelOnDrop {
-            pool: self,
-            request: Some(request),
-        };
+        let mut waiting = CancelOnDrop { pool: self, request: Some(request) };
         let answer = answer.await;
         waiting.request = None;
         answer.unwrap_or(Err(Failure::Stopped { target }))
@@ -178,9 +163,7 @@ impl Pool {
         answer: Result<Bytes, Failure>,
     ) -> Result<(), NotRunning> {
         let mut state = self.lock();
-        state
-            .admission
-            .handle_worker_done(worker, request, clock::now())?;
+        state.admission.handle_worker_done(worker, request, clock::now())?;
         state.answer(request, |_| answer);
         self.apply(&mut state);
         Ok(())
@@ -191,12 +174,7 @@ impl Pool {
         let mut state = self.lock();
         state.workers.remove(&worker);
         if let Some(request) = state.admission.handle_worker_gone(worker) {
-            state.answer(request, |target| {
-                Err(Failure::Died {
-                    target,
-                    reason: reason.into(),
-                })
-            });
+            state.answer(request, |target| Err(Failure::Died { target, reason: reason.into() }));
         }
         self.apply(&mut state);
     }
@@ -209,8 +187,7 @@ impl Pool {
         }
         state.admission.close(reason);
         if !state.admission.is_draining() {
-            self.serving
-                .send_modify(|serving| serving.open = Err(reason.into()));
+            self.serving.send_modify(|serving| serving.open = Err(reason.into()));
         }
         self.apply(&mut state);
     }
@@ -219,8 +196,7 @@ impl Pool {
     pub fn drain(&self) {
         let mut state = self.lock();
         state.admission.drain();
-        self.serving
-            .send_modify(|serving| serving.open = Err("the server is draining".into()));
+        self.serving.send_modify(|serving| serving.open = Err("the server is draining".into()));
         self.apply(&mut state);
     }
 
@@ -301,10 +277,7 @@ impl State {
         let Some(call) = self.calls.get_mut(&request) else {
             return;
         };
-        let order = Order {
-            request,
-            payload: std::mem::take(&mut call.payload),
-        };
+        let order = Order { request, payload: std::mem::take(&mut call.payload) };
         if let Some(handle) = self.workers.get(&worker) {
             // Closed only when the worker has just ended: its task reports that, and the call is
             // answered there.

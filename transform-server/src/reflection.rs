@@ -8,8 +8,7 @@ use tonic_reflection::server::{Builder, Error};
 
 pub fn service() -> Result<ServerReflectionServer<impl ServerReflection>, Error> {
     let mut ours = FileDescriptorSet::decode(DESCRIPTORS)?;
-    ours.file
-        .retain(|file| file.package() == "outstation.transform.v1");
+    ours.file.retain(|file| file.package() == "outstation.transform.v1");
     Builder::configure()
         .register_file_descriptor_set(ours)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

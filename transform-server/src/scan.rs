@@ -89,36 +89,19 @@ mod tests {
 
     #[test]
     fn targets_and_refusals() {
-        let long = [
-            &[
-                0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01,
-            ][..],
-            b"a",
-        ]
-        .concat();
+        let long = [&[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01][..], b"a"]
+            .concat();
         let cases: &[(&str, &[u8], Result<&str, ScanError>)] = &[
             ("empty", b"", Ok("")),
             ("target", b"\x0a\x05speed", Ok("speed")),
             ("last one counts", b"\x0a\x01a\x0a\x01b", Ok("b")),
             ("row before target", b"\x12\x00\x0a\x01a", Ok("a")),
-            (
-                "unknown fields",
-                b"\x18\x96\x01\x21abcdefgh\x2dabcd\x0a\x01a",
-                Ok("a"),
-            ),
+            ("unknown fields", b"\x18\x96\x01\x21abcdefgh\x2dabcd\x0a\x01a", Ok("a")),
             ("cut in the name", b"\x0a\x05spe", Err(ScanError::Truncated)),
-            (
-                "cut in a row",
-                b"\x0a\x01a\x12\x05",
-                Err(ScanError::Truncated),
-            ),
+            ("cut in a row", b"\x0a\x01a\x12\x05", Err(ScanError::Truncated)),
             ("cut in a key", b"\x80", Err(ScanError::Truncated)),
             ("length of 2^64 - 1", &long, Err(ScanError::Truncated)),
-            (
-                "number that never ends",
-                &[0x80; 11],
-                Err(ScanError::LongVarint),
-            ),
+            ("number that never ends", &[0x80; 11], Err(ScanError::LongVarint)),
             (
                 "number over 64 bits",
                 b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",

@@ -24,7 +24,6 @@ use crate::admission;
 use crate::clock;
 use crate::deadline::Limits;
 use crate::health::HealthService;
-use crate::logs::Logs;
 use crate::options::Options;
 use crate::pool::Pool;
 use crate::reflection;
@@ -60,9 +59,7 @@ pub enum StartError {
     #[error("cannot start a thread")]
     Thread { source: io::Error },
     #[error("the reflection service cannot be built")]
-    Reflection {
-        source: tonic_reflection::server::Error,
-    },
+    Reflection { source: tonic_reflection::server::Error },
 }
 
 impl StartError {
@@ -111,22 +108,16 @@ impl Server {
     /// Must be called inside a tokio runtime.
     pub async fn bind(options: Options) -> Result<Server, StartError> {
         if !is_executable(&options.python) {
-            return Err(StartError::Python {
-                python: options.python,
-            });
+            return Err(StartError::Python { python: options.python });
         }
         if !options.bundle.is_dir() {
-            return Err(StartError::Bundle {
-                bundle: options.bundle,
-            });
+            return Err(StartError::Bundle { bundle: options.bundle });
         }
         let mut listeners = Vec::new();
         if let Some(address) = options.listen {
             let source = TcpListener::bind(address).await;
-            let tcp = source.map_err(|source| StartError::Listen {
-                address: address.to_string(),
-                source,
-            })?;
+            let tcp = source
+                .map_err(|source| StartError::Listen { address: address.to_string(), source })?;
             listeners.push(Listener::Tcp(tcp));
         }
         if let Some(path) = &options.unix {
@@ -135,9 +126,7 @@ impl Server {
             listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
         }
 
-        let home = tempfile::Builder::new()
-            .prefix("outstation-workers-")
-            .tempdir();
+        let home = tempfile::Builder::new().prefix("outstation-workers-").tempdir();
         let home = home.map_err(|source| StartError::Home { source })?;
         let pool = Pool::new(admission::Config::default());
         let supervisor = Supervisor {
@@ -153,7 +142,6 @@ impl Server {
                     .map_or(Entry::Sdk, |script| Entry::Script(absolute(&script))),
             },
             spawner: Spawner::start().map_err(|source| StartError::Thread { source })?,
-            logs: Logs::start().map_err(|source| StartError::Thread { source })?,
             start_max: Duration::from_secs(options.start_secs),
             stop: CancellationToken::new(),
         };
@@ -165,11 +153,7 @@ impl Server {
             default: Duration::from_secs(10),
             max: Duration::from_secs(options.deadline_max_secs),
         };
-        let front = Front::new(
-            pool.clone(),
-            limits,
-            Routes::new(health).add_service(reflection),
-        );
+        let front = Front::new(pool.clone(), limits, Routes::new(health).add_service(reflection));
         Ok(Server {
             options,
             listeners,

@@ -47,11 +47,7 @@ pub struct Front {
 
 impl Front {
     pub fn new(pool: Arc<Pool>, limits: Limits, routes: Routes) -> Self {
-        Front {
-            pool,
-            limits,
-            routes,
-        }
+        Front { pool, limits, routes }
     }
 }
 
@@ -67,9 +63,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
                 Box::pin(call(self.pool.clone(), self.limits, request, arrived))
             }
             LIST_TARGETS => {
-                let service = ListTargets {
-                    pool: self.pool.clone(),
-                };
+                let service = ListTargets { pool: self.pool.clone() };
                 Box::pin(async move { Ok(grpc().unary(service, request).await) })
             }
             _ => {
@@ -94,20 +88,18 @@ async fn call(
 ) -> Result<Response<Body>, Infallible> {
     let Some(deadline) = deadline::deadline(request.headers(), limits, arrived) else {
         return Ok(
-            Status::invalid_argument("grpc-timeout is not a gRPC timeout such as 250m").into_http(),
+            Status::invalid_argument("grpc-timeout is not a gRPC timeout such as 250m").into_http()
         );
     };
     let mut grpc = grpc();
     let answer = grpc.unary(Call { pool, deadline }, request);
-    Ok(
-        match timeout_at((deadline + BODY_GRACE).into(), answer).await {
-            Ok(response) => response,
-            Err(_) => Status::deadline_exceeded(
-                "the request did not arrive as a whole before the deadline",
-            )
-            .into_http(),
-        },
-    )
+    Ok(match timeout_at((deadline + BODY_GRACE).into(), answer).await {
+        Ok(response) => response,
+        Err(_) => {
+            Status::deadline_exceeded("the request did not arrive as a whole before the deadline")
+                .into_http()
+        }
+    })
 }
 
 struct Call {
@@ -169,9 +161,7 @@ fn status(failure: Failure) -> Status {
 }
 
 fn not_started(mut status: Status) -> Status {
-    status
-        .metadata_mut()
-        .insert(NOT_STARTED, MetadataValue::from_static("1"));
+    status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
     status
 }
 

@@ -63,25 +63,21 @@ impl Spawner {
     pub fn start() -> io::Result<Spawner> {
         let (jobs, receiver) = channel::<(WorkerSpec, oneshot::Sender<Spawned>)>();
         let runtime = Handle::current();
-        thread::Builder::new()
-            .name("spawner".into())
-            .spawn(move || {
-                let _entered = runtime.enter();
-                while let Ok((spec, reply)) = receiver.recv() {
-                    if let Err(Ok((process, _))) = reply.send(spawn(&spec)) {
-                        process.kill();
-                    }
+        thread::Builder::new().name("spawner".into()).spawn(move || {
+            let _entered = runtime.enter();
+            while let Ok((spec, reply)) = receiver.recv() {
+                if let Err(Ok((process, _))) = reply.send(spawn(&spec)) {
+                    process.kill();
                 }
-            })?;
+            }
+        })?;
         Ok(Spawner { jobs })
     }
 
     pub async fn spawn(&self, spec: &WorkerSpec) -> Spawned {
         let (reply, process) = oneshot::channel();
         let gone = |_| io::Error::other("the spawner thread has ended");
-        self.jobs
-            .send((spec.clone(), reply))
-            .map_err(|_| gone(()))?;
+        self.jobs.send((spec.clone(), reply)).map_err(|_| gone(()))?;
         process.await.map_err(|_| gone(()))?
     }
 }
@@ -91,10 +87,7 @@ fn spawn(spec: &WorkerSpec) -> Spawned {
     ours.set_nonblocking(true)?;
     // The command holds the child's end: it must be gone before we read, or we never see its EOF.
     let child = command(spec, theirs).spawn()?;
-    let group = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .map(Pid::from_raw);
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     Ok((Process { child, group }, UnixStream::from_std(ours)?))
 }
 
@@ -152,11 +145,7 @@ fn environment(command: &mut Command, spec: &WorkerSpec) {
 
 fn path_with(python: &Path) -> String {
     let system = "/usr/local/bin:/usr/bin:/bin";
-    match python
-        .parent()
-        .and_then(Path::to_str)
-        .filter(|dir| !dir.is_empty())
-    {
+    match python.parent().and_then(Path::to_str).filter(|dir| !dir.is_empty()) {
         Some(bin) => format!("{bin}:{system}"),
         None => system.to_owned(),
     }

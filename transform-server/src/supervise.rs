@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use crate::admission::{Backoff, Ended, NotRunning, WorkerId};
 use crate::clock;
 use crate::frame::{self, FrameError, FromWorker};
-use crate::logs::{Logs, Tail};
+use crate::logs::{self, Tail};
 use crate::pool::{Failure, Order, Pool, WorkerHandle};
 use crate::spawn::{Process, Spawner, WorkerSpec};
 use crate::targets::Targets;
@@ -31,7 +31,6 @@ pub struct Supervisor {
     pub pool: Arc<Pool>,
     pub spec: WorkerSpec,
     pub spawner: Spawner,
-    pub logs: Logs,
     /// How long a worker may need to load the bundle.
     pub start_max: Duration,
     pub stop: CancellationToken,
@@ -92,10 +91,7 @@ impl Supervisor {
         };
         let outputs = self.forward_outputs(worker, &mut process);
         let (read, write) = socket.into_split();
-        let mut reader = Reader {
-            socket: read,
-            buffer: BytesMut::with_capacity(8 * 1024),
-        };
+        let mut reader = Reader { socket: read, buffer: BytesMut::with_capacity(8 * 1024) };
 
         let targets = tokio::select! {
             targets = timeout(self.start_max, self.ready(worker, &mut reader)) => targets,
@@ -134,18 +130,8 @@ impl Supervisor {
         let ready = clock::now();
         let (orders, received) = mpsc::channel(1);
         let kill = CancellationToken::new();
-        self.pool.worker_ready(
-            worker,
-            WorkerHandle {
-                orders,
-                kill: kill.clone(),
-            },
-            targets,
-        );
-        match self
-            .serve(worker, &mut process, reader, write, received, &kill)
-            .await
-        {
+        self.pool.worker_ready(worker, WorkerHandle { orders, kill: kill.clone() }, targets);
+        match self.serve(worker, &mut process, reader, write, received, &kill).await {
             Event::Stopped => {
                 if timeout(EXIT_MAX, process.child.wait()).await.is_err() {
                     warn!(
@@ -165,14 +151,8 @@ impl Supervisor {
                 warn!(worker = worker.0, "worker ended at a deadline");
                 Ended::Killed
             }
-            Event::Broken(broken) => {
-                self.died(worker, &mut process, outputs, &broken, ready)
-                    .await
-            }
-            Event::Exited => {
-                self.died(worker, &mut process, outputs, &Broken::Closed, ready)
-                    .await
-            }
+            Event::Broken(broken) => self.died(worker, &mut process, outputs, &broken, ready).await,
+            Event::Exited => self.died(worker, &mut process, outputs, &Broken::Closed, ready).await,
         }
     }
 
@@ -187,16 +167,13 @@ impl Supervisor {
         let reason = self.bury(process, outputs, broken).await;
         self.pool.worker_gone(worker, &reason);
         warn!(worker = worker.0, reason, "worker died");
-        Ended::Died {
-            lived: clock::now() - ready,
-        }
+        Ended::Died { lived: clock::now() - ready }
     }
 
     fn report_failed(&self, worker: WorkerId, reason: &str) {
         if !self.stop.is_cancelled() {
             warn!(worker = worker.0, reason, "worker did not start");
-            self.pool
-                .start_failed(&format!("the last worker did not start: {reason}"));
+            self.pool.start_failed(&format!("the last worker did not start: {reason}"));
         }
     }
 
@@ -205,7 +182,7 @@ impl Supervisor {
         loop {
             match reader.next().await? {
                 FromWorker::Ready(targets) => return Ok(Targets::decode(targets)?),
-                FromWorker::Log(request, line) => self.logs.forward(worker, request, line),
+                FromWorker::Log(request, line) => logs::forward(worker, request, line),
                 FromWorker::Done(..) | FromWorker::Failed(..) => {
                     return Err(Broken::Order("an answer before READY"));
                 }
@@ -238,11 +215,7 @@ impl Supervisor {
             // What it said last is still in the socket, which a child of its may hold open.
             let _ = timeout(TAIL_MAX, self.read_answers(worker, &mut reader)).await;
         }
-        if kill.is_cancelled() {
-            Event::Killed
-        } else {
-            event
-        }
+        if kill.is_cancelled() { Event::Killed } else { event }
     }
 
     async fn read_answers(&self, worker: WorkerId, reader: &mut Reader) -> Broken {
@@ -256,11 +229,10 @@ impl Supervisor {
                         Code::Ok => Code::Internal,
                         code => code,
                     };
-                    self.pool
-                        .worker_done(worker, request, Err(Failure::Worker { code, message }))
+                    self.pool.worker_done(worker, request, Err(Failure::Worker { code, message }))
                 }
                 Ok(FromWorker::Log(request, line)) => {
-                    self.logs.forward(worker, request, line);
+                    logs::forward(worker, request, line);
                     Ok(())
                 }
                 Ok(FromWorker::Ready(_)) => return Broken::Order("READY a second time"),
@@ -274,10 +246,10 @@ impl Supervisor {
 
     fn forward_outputs(&self, worker: WorkerId, process: &mut Process) -> Outputs {
         if let Some(stdout) = process.child.stdout.take() {
-            tokio::spawn(self.logs.clone().forward_raw(worker, "stdout", stdout));
+            tokio::spawn(logs::forward_raw(worker, "stdout", stdout));
         }
         let stderr = process.child.stderr.take();
-        stderr.map(|stderr| tokio::spawn(self.logs.clone().forward_raw(worker, "stderr", stderr)))
+        stderr.map(|stderr| tokio::spawn(logs::forward_raw(worker, "stderr", stderr)))
     }
 
     /// Waits for the end of a worker that is lost, makes sure of it, and says what is known of it.
@@ -329,9 +301,7 @@ async fn write_orders(
     mut orders: mpsc::Receiver<Order>,
 ) -> std::io::Result<()> {
     while let Some(Order { request, payload }) = orders.recv().await {
-        socket
-            .write_all(&frame::call_header(request, payload.len()))
-            .await?;
+        socket.write_all(&frame::call_header(request, payload.len())).await?;
         socket.write_all(&payload).await?;
     }
     // The pool has let go of this worker: it is about to be killed.

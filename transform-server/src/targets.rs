@@ -46,9 +46,6 @@ impl Targets {
     }
 
     pub fn broken(&self) -> impl Iterator<Item = &str> {
-        self.by_name
-            .iter()
-            .filter(|(_, works)| !**works)
-            .map(|(name, _)| name.as_ref())
+        self.by_name.iter().filter(|(_, works)| !**works).map(|(name, _)| name.as_ref())
     }
 }

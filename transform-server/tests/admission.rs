@@ -8,10 +8,7 @@ use outstation_transform_server::admission::{
 };
 use proptest::prelude::*;
 
-const CONFIG: Config = Config {
-    waiting_max: 3,
-    waiting_bytes_max: 100,
-};
+const CONFIG: Config = Config { waiting_max: 3, waiting_bytes_max: 100 };
 
 /// Runs a script of events, one line each, and gives what came of it as text.
 ///
@@ -22,16 +19,10 @@ fn run(script: &str) -> String {
     let at = |millis: u64| start + Duration::from_millis(millis);
     let mut admission = Admission::new(CONFIG, "starting");
     let (mut now, mut seen) = (0, Vec::new());
-    for line in script
-        .split([';', '\n'])
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
+    for line in script.split([';', '\n']).map(str::trim).filter(|line| !line.is_empty()) {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |index: usize, default: u64| {
-            words
-                .get(index)
-                .map_or(default, |word| word.parse().unwrap())
+            words.get(index).map_or(default, |word| word.parse().unwrap())
         };
         let id = |index| number(index, 0);
         match words[0] {
@@ -81,31 +72,15 @@ fn run(script: &str) -> String {
 #[test]
 fn what_follows() {
     let cases = [
-        (
-            "an idle worker is used at once",
-            "ready 1; call 7",
-            "7 on 1",
-        ),
-        (
-            "before any worker",
-            "call 7",
-            "no 7: no worker: starting, empty",
-        ),
-        (
-            "the last idle one first",
-            "ready 1; ready 2; call 7; call 8",
-            "7 on 2, 8 on 1",
-        ),
+        ("an idle worker is used at once", "ready 1; call 7", "7 on 1"),
+        ("before any worker", "call 7", "no 7: no worker: starting, empty"),
+        ("the last idle one first", "ready 1; ready 2; call 7; call 8", "7 on 2, 8 on 1"),
         (
             "in order of arrival",
             "ready 1; call 7; call 8; call 9; done 1 7; done 1 8",
             "7 on 1, 8 on 1, 9 on 1",
         ),
-        (
-            "a ready worker takes what waits",
-            "ready 1; call 7; call 8; ready 2",
-            "7 on 1, 8 on 2",
-        ),
+        ("a ready worker takes what waits", "ready 1; call 7; call 8; ready 2", "7 on 1, 8 on 2"),
         (
             "the queue is bounded",
             "ready 1; call 1; call 2; call 3; call 4; call 5",
@@ -166,11 +141,7 @@ fn what_follows() {
             "ready 1; call 1; call 2; gone 1; ready 2",
             "1 on 1, lost 1, 2 on 2",
         ),
-        (
-            "an idle worker goes",
-            "ready 1; gone 1; call 1; ready 2",
-            "1 on 2",
-        ),
+        ("an idle worker goes", "ready 1; gone 1; call 1; ready 2", "1 on 2"),
         (
             "an answer to something else",
             "ready 1; call 1; done 1 9; done 1 1; done 1 1",
@@ -196,20 +167,13 @@ fn what_follows() {
 fn pauses_between_workers() {
     let check = |ends: &[Ended], expected: &[u64]| {
         let mut backoff = Backoff::default();
-        let pauses: Vec<u64> = ends
-            .iter()
-            .map(|end| backoff.next(*end).as_millis() as u64)
-            .collect();
+        let pauses: Vec<u64> =
+            ends.iter().map(|end| backoff.next(*end).as_millis() as u64).collect();
         assert_eq!(pauses, expected, "{ends:?}");
     };
-    let died = |secs| Ended::Died {
-        lived: Duration::from_secs(secs),
-    };
+    let died = |secs| Ended::Died { lived: Duration::from_secs(secs) };
     check(&[Ended::Killed, Ended::Killed], &[0, 0]);
-    check(
-        &[Ended::NeverReady; 10],
-        &[100, 200, 400, 800, 1600, 3200, 6400, 12800, 15000, 15000],
-    );
+    check(&[Ended::NeverReady; 10], &[100, 200, 400, 800, 1600, 3200, 6400, 12800, 15000, 15000]);
     check(
         &[died(0), died(1), Ended::Killed, died(2), died(10), died(0)],
         &[100, 200, 0, 400, 0, 100],

@@ -12,10 +12,7 @@ use nix::unistd::Pid;
 
 /// A port that nobody has at the moment.
 fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 async fn serving(bundle: &Bundle) -> (Program, Channel) {
@@ -51,26 +48,14 @@ async fn sigterm_drains_and_exits_with_0() {
     bundle.until_lines("started", 1).await;
     let pid = Pid::from_raw(i32::try_from(program.0.id()).unwrap());
     kill(pid, Signal::SIGTERM).unwrap();
-    until("the drain", async || {
-        call(&channel, "echo", None).await.err()
-    })
-    .await;
-    assert!(
-        program.0.try_wait().unwrap().is_none(),
-        "it waits for the call in flight"
-    );
+    until("the drain", async || call(&channel, "echo", None).await.err()).await;
+    assert!(program.0.try_wait().unwrap().is_none(), "it waits for the call in flight");
     bundle.write("open", "");
     assert_eq!(gate.await.unwrap().unwrap(), request("gate"));
     let status = until("the exit", async || program.0.try_wait().unwrap()).await;
     assert_eq!(status.code(), Some(0));
     let mut log = String::new();
-    program
-        .0
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut log)
-        .unwrap();
+    program.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     for line in ["listening", "serving", "draining", "stopped"] {
         assert!(log.contains(line), "{line} in {log}");
     }
@@ -97,12 +82,8 @@ async fn user_code_inherits_nothing() {
     let (_program, channel) = serving(&bundle).await;
     let state: serde_json::Value =
         serde_json::from_slice(&call(&channel, "env", None).await.unwrap()).unwrap();
-    let variables: Vec<&str> = state["env"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
+    let variables: Vec<&str> =
+        state["env"].as_object().unwrap().keys().map(String::as_str).collect();
     // `CARGO…`, `HOME` of the tester and so on would be here if anything leaked.
     let expected = [
         "HOME",
@@ -123,56 +104,46 @@ async fn user_code_inherits_nothing() {
         "TMPDIR",
         "TZ",
     ];
-    let mut variables: Vec<&str> = variables
-        .into_iter()
-        .filter(|name| *name != "LC_CTYPE")
-        .collect();
+    let mut variables: Vec<&str> =
+        variables.into_iter().filter(|name| *name != "LC_CTYPE").collect();
     variables.sort_unstable();
     assert_eq!(variables, expected);
     assert_eq!(state["env"]["HOME"], state["cwd"]);
     // Its socket (twice: as 0 and where the stub dups it) and its two pipes.
     // What this test itself inherited and passes on must have been closed.
-    let open: Vec<&str> = state["fds"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|fd| fd.as_str().unwrap())
-        .collect();
-    assert_eq!(
-        open.iter().filter(|fd| fd.starts_with("socket:")).count(),
-        2,
-        "{open:?}"
-    );
+    let open: Vec<&str> =
+        state["fds"].as_array().unwrap().iter().map(|fd| fd.as_str().unwrap()).collect();
+    assert_eq!(open.iter().filter(|fd| fd.starts_with("socket:")).count(), 2, "{open:?}");
     assert_eq!(open.len(), 4, "{open:?}");
 }
 
 #[tokio::test]
+async fn a_log_that_nobody_reads_costs_nothing() {
+    let bundle = Bundle::new();
+    let (mut program, channel) = serving(&bundle).await;
+    // Nobody reads: far more than a pipe holds.
+    for _ in 0..3 {
+        assert_eq!(call(&channel, "log", None).await.unwrap(), request("log"));
+    }
+    // And nobody can: what is written fails.
+    drop(program.0.stderr.take());
+    assert_eq!(call(&channel, "die", None).await.unwrap_err().code(), tonic::Code::Aborted);
+    assert_eq!(call(&channel, "log", None).await.unwrap(), request("log"));
+    bundle.until_lines("workers", 3).await;
+}
+
+#[tokio::test]
 async fn a_start_that_cannot_work_is_two_lines() {
-    let mut program = program(&[
-        "--listen",
-        "127.0.0.1:0",
-        "--python",
-        "/no/python",
-        "--bundle",
-        "/",
-    ]);
+    let mut program =
+        program(&["--listen", "127.0.0.1:0", "--python", "/no/python", "--bundle", "/"]);
     let status = tokio::time::timeout(Duration::from_secs(60), async {
         until("the exit", async || program.0.try_wait().unwrap()).await
     });
     assert_eq!(status.await.unwrap().code(), Some(1));
     let mut log = String::new();
-    program
-        .0
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut log)
-        .unwrap();
+    program.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     let lines: Vec<&str> = log.lines().collect();
-    assert_eq!(
-        lines[0],
-        "error: there is no Python interpreter at /no/python"
-    );
+    assert_eq!(lines[0], "error: there is no Python interpreter at /no/python");
     assert!(lines[1].starts_with("hint: "), "{log}");
     assert_eq!(lines.len(), 2);
 }

@@ -41,29 +41,19 @@ FeatureService(name="delay", features=[speed], transform_server_group="tsg")
 "#;
 
 async fn sdk(bundle: &Bundle) -> Running {
-    let sdk = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../sdk")
-        .display()
-        .to_string();
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk").display().to_string();
     start(bundle.path(), &["--python-path", &sdk, "--workers", "2"]).await
 }
 
 fn trip(target: &str, air_times: &[f64]) -> bytes::Bytes {
     let field = |name: &str, number| Field {
         name: name.into(),
-        value: Some(Value {
-            kind: Some(Kind::Float64Value(number)),
-        }),
+        value: Some(Value { kind: Some(Kind::Float64Value(number)) }),
     };
-    let rows = air_times.iter().map(|time| Row {
-        fields: vec![field("distance", 100.0), field("air_time", *time)],
-    });
-    CallRequest {
-        target: target.into(),
-        rows: rows.collect(),
-    }
-    .encode_to_vec()
-    .into()
+    let rows = air_times
+        .iter()
+        .map(|time| Row { fields: vec![field("distance", 100.0), field("air_time", *time)] });
+    CallRequest { target: target.into(), rows: rows.collect() }.encode_to_vec().into()
 }
 
 fn outcomes(response: &[u8]) -> Vec<String> {
@@ -73,9 +63,9 @@ fn outcomes(response: &[u8]) -> Vec<String> {
             .fields
             .iter()
             .map(|field| match &field.value {
-                Some(Value {
-                    kind: Some(Kind::Float64Value(number)),
-                }) => format!("{}={number}", field.name),
+                Some(Value { kind: Some(Kind::Float64Value(number)) }) => {
+                    format!("{}={number}", field.name)
+                }
                 other => format!("{}={other:?}", field.name),
             })
             .collect::<Vec<_>>()
@@ -83,11 +73,7 @@ fn outcomes(response: &[u8]) -> Vec<String> {
         Some(Outcome::Error(error)) => format!("{} failed: {}", error.function, error.message),
         None => "nothing".into(),
     };
-    response
-        .results
-        .into_iter()
-        .map(|result| outcome(result.outcome))
-        .collect()
+    response.results.into_iter().map(|result| outcome(result.outcome)).collect()
 }
 
 #[tokio::test]
@@ -99,9 +85,7 @@ async fn a_real_bundle() {
     let channel = server.until_serving().await;
     for name in ["speed", "delay"] {
         assert_eq!(health(&channel, name).await, Ok(ServingStatus::Serving));
-        let answer = call_bytes(&channel, trip(name, &[60.0, 0.0, 30.0]), None)
-            .await
-            .unwrap();
+        let answer = call_bytes(&channel, trip(name, &[60.0, 0.0, 30.0]), None).await.unwrap();
         let outcomes = outcomes(&answer);
         assert_eq!(
             (&*outcomes[0], &*outcomes[2]),
@@ -113,25 +97,14 @@ async fn a_real_bundle() {
             "{outcomes:?}"
         );
     }
-    let status = call_bytes(&channel, trip("spede", &[1.0]), None)
+    let status = call_bytes(&channel, trip("spede", &[1.0]), None).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    assert!(status.message().contains("speed"), "says what there is: {status:?}");
+    let status = call_bytes(&channel, trip("slow", &[1.0]), Some(Duration::from_millis(300)))
         .await
         .unwrap_err();
-    assert_eq!(status.code(), Code::NotFound);
-    assert!(
-        status.message().contains("speed"),
-        "says what there is: {status:?}"
-    );
-    let status = call_bytes(
-        &channel,
-        trip("slow", &[1.0]),
-        Some(Duration::from_millis(300)),
-    )
-    .await
-    .unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-    let answer = call_bytes(&channel, trip("reads_stdin", &[1.0]), None)
-        .await
-        .unwrap();
+    let answer = call_bytes(&channel, trip("reads_stdin", &[1.0]), None).await.unwrap();
     assert_eq!(
         outcomes(&answer),
         ["reads_stdin.n=0"],

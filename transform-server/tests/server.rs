@@ -25,13 +25,8 @@ async fn passes_bytes_through() {
     let channel = server.until_serving().await;
     assert_eq!(call(&channel, "echo", None).await.unwrap(), request("echo"));
     // 20 MiB of something that is no row of ours: not this server's business.
-    let large: Bytes = [
-        &request("echo")[..],
-        &[0x1a, 0x80, 0x80, 0x80, 0x0a],
-        &vec![7; 20 << 20],
-    ]
-    .concat()
-    .into();
+    let large: Bytes =
+        [&request("echo")[..], &[0x1a, 0x80, 0x80, 0x80, 0x0a], &vec![7; 20 << 20]].concat().into();
     assert!(call_bytes(&channel, large.clone(), None).await.unwrap() == large);
     let many = (0..200).map(|_| call(&channel, "echo", None));
     for answer in futures::future::join_all(many).await {
@@ -45,13 +40,7 @@ async fn what_is_not_a_call() {
     let server = start_stub(&bundle, &[]).await;
     let channel = server.until_serving().await;
     let cases: &[(&str, Bytes, Option<&str>, Code, &str)] = &[
-        (
-            "nothing",
-            Bytes::new(),
-            None,
-            Code::InvalidArgument,
-            "names no target",
-        ),
+        ("nothing", Bytes::new(), None, Code::InvalidArgument, "names no target"),
         (
             "garbage",
             Bytes::from_static(b"\xff\xff"),
@@ -59,20 +48,8 @@ async fn what_is_not_a_call() {
             Code::InvalidArgument,
             "not a CallRequest",
         ),
-        (
-            "not UTF-8",
-            Bytes::from_static(b"\x0a\x01\xff"),
-            None,
-            Code::InvalidArgument,
-            "UTF-8",
-        ),
-        (
-            "odd timeout",
-            request("echo"),
-            Some("soon"),
-            Code::InvalidArgument,
-            "grpc-timeout",
-        ),
+        ("not UTF-8", Bytes::from_static(b"\x0a\x01\xff"), None, Code::InvalidArgument, "UTF-8"),
+        ("odd timeout", request("echo"), Some("soon"), Code::InvalidArgument, "grpc-timeout"),
         (
             "too large",
             Bytes::from(vec![0; (64 << 20) + 1]),
@@ -90,23 +67,17 @@ async fn what_is_not_a_call() {
     ];
     for (name, bytes, timeout, code, message) in cases {
         let path = "/outstation.transform.v1.Transform/Call";
-        let status = unary(&channel, path, bytes.clone(), timeout.map(str::to_owned))
-            .await
-            .unwrap_err();
+        let status =
+            unary(&channel, path, bytes.clone(), timeout.map(str::to_owned)).await.unwrap_err();
         assert_eq!(
             (status.code(), status.message().contains(message)),
             (*code, true),
             "{name}: {status:?}"
         );
     }
-    let status = unary(
-        &channel,
-        "/outstation.transform.v1.Transform/Other",
-        Bytes::new(),
-        None,
-    )
-    .await
-    .unwrap_err();
+    let status = unary(&channel, "/outstation.transform.v1.Transform/Other", Bytes::new(), None)
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert_eq!(call(&channel, "echo", None).await.unwrap(), request("echo"));
     assert_eq!(bundle.lines("workers").len(), 1, "no worker was lost");
@@ -118,46 +89,23 @@ async fn health_is_true_from_the_first_second() {
     let mut server = start_stub(&bundle, &[]).await;
     let channel = server.channel().await;
     for service in ["", SERVICE] {
-        assert_eq!(
-            health(&channel, service).await,
-            Ok(ServingStatus::NotServing)
-        );
+        assert_eq!(health(&channel, service).await, Ok(ServingStatus::NotServing));
     }
     assert_eq!(health(&channel, "echo").await, Err(Code::NotFound));
     let status = call(&channel, "echo", None).await.unwrap_err();
-    assert_eq!(
-        (status.code(), not_started(&status)),
-        (Code::Unavailable, true),
-        "{status:?}"
-    );
-    assert!(
-        status
-            .message()
-            .contains("no worker has loaded the bundle yet"),
-        "{status:?}"
-    );
+    assert_eq!((status.code(), not_started(&status)), (Code::Unavailable, true), "{status:?}");
+    assert!(status.message().contains("no worker has loaded the bundle yet"), "{status:?}");
     let list = "/outstation.transform.v1.Transform/ListTargets";
     assert_eq!(
-        unary(&channel, list, Bytes::new(), None)
-            .await
-            .unwrap_err()
-            .code(),
+        unary(&channel, list, Bytes::new(), None).await.unwrap_err().code(),
         Code::Unavailable
     );
 
     let origin = "http://test".parse().unwrap();
-    let watch = HealthCheckRequest {
-        service: "broken".into(),
-    };
-    let mut watched = HealthClient::with_origin(channel.clone(), origin)
-        .watch(watch)
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        watched.message().await.unwrap().unwrap().status(),
-        ServingStatus::ServiceUnknown
-    );
+    let watch = HealthCheckRequest { service: "broken".into() };
+    let mut watched =
+        HealthClient::with_origin(channel.clone(), origin).watch(watch).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
     bundle.write("ready", "");
     let channel = server.until_serving().await;
     for (service, expected) in [
@@ -169,21 +117,14 @@ async fn health_is_true_from_the_first_second() {
     ] {
         assert_eq!(health(&channel, service).await, expected, "{service:?}");
     }
-    assert_eq!(
-        watched.message().await.unwrap().unwrap().status(),
-        ServingStatus::NotServing
-    );
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     let listed = unary(&channel, list, Bytes::new(), None).await.unwrap();
     let listed = ListTargetsResponse::decode(listed).unwrap();
     assert_eq!(listed.targets.last().unwrap().broken, "SyntaxError: line 3");
 
     server.stop();
     assert_eq!(
-        watched
-            .message()
-            .await
-            .unwrap()
-            .map(|response| response.status()),
+        watched.message().await.unwrap().map(|response| response.status()),
         None,
         "a watch ends with the server"
     );
@@ -197,7 +138,7 @@ async fn a_runaway_is_killed_at_the_deadline_and_replaced() {
     let channel = server.until_serving().await;
     bundle.until_lines("workers", 2).await;
     let begun = Instant::now();
-    let hanging = call(&channel, "hang", Some(Duration::from_millis(300)));
+    let hanging = call(&channel, "hang", Some(Duration::from_secs(1)));
     let others = async {
         bundle.until_lines("hanging", 1).await;
         for _ in 0..50 {
@@ -211,20 +152,11 @@ async fn a_runaway_is_killed_at_the_deadline_and_replaced() {
     let (status, ()) = tokio::join!(hanging, others);
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-    assert!(
-        status
-            .message()
-            .contains("hang did not end before the deadline"),
-        "{status:?}"
-    );
-    assert!(begun.elapsed() >= Duration::from_millis(300) && !not_started(&status));
+    assert!(status.message().contains("hang did not end before the deadline"), "{status:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1) && !not_started(&status));
     let pid = bundle.lines("hanging")[0].clone();
     until("the runaway's end", async || (!alive(&pid)).then_some(())).await;
-    assert_eq!(
-        bundle.until_lines("workers", 3).await.len(),
-        3,
-        "one was replaced"
-    );
+    assert_eq!(bundle.until_lines("workers", 3).await.len(), 3, "one was replaced");
 }
 
 #[tokio::test]
@@ -238,23 +170,12 @@ async fn what_waits_too_long_is_never_started() {
     });
     bundle.until_lines("started", 1).await;
     let status = call(&channel, "gate", MS_100).await.unwrap_err();
-    assert_eq!(
-        (status.code(), not_started(&status)),
-        (Code::DeadlineExceeded, true),
-        "{status:?}"
-    );
-    assert!(
-        status.message().contains("gate was not started"),
-        "{status:?}"
-    );
+    assert_eq!((status.code(), not_started(&status)), (Code::DeadlineExceeded, true), "{status:?}");
+    assert!(status.message().contains("gate was not started"), "{status:?}");
     bundle.write("open", "");
     assert_eq!(gate.await.unwrap().unwrap(), request("gate"));
     assert_eq!(call(&channel, "echo", None).await.unwrap(), request("echo"));
-    assert_eq!(
-        bundle.lines("started").len(),
-        1,
-        "the late one was not started"
-    );
+    assert_eq!(bundle.lines("started").len(), 1, "the late one was not started");
 }
 
 #[tokio::test]
@@ -277,10 +198,7 @@ async fn a_cancelled_caller_is_dropped_and_a_full_queue_refuses() {
         (Code::ResourceExhausted, true),
         "{status:?}"
     );
-    assert!(
-        status.message().contains("1024 calls are waiting"),
-        "{status:?}"
-    );
+    assert!(status.message().contains("1024 calls are waiting"), "{status:?}");
     waiting.swap_remove(index);
     // The callers go away: their places are free again.
     for caller in waiting {
@@ -296,10 +214,7 @@ async fn a_cancelled_caller_is_dropped_and_a_full_queue_refuses() {
     first.await.unwrap().unwrap();
     assert_eq!(call(&channel, "echo", None).await.unwrap(), request("echo"));
     let started = bundle.lines("started").len();
-    assert!(
-        started < 1024,
-        "{started} calls were run for callers that had gone"
-    );
+    assert!(started < 1024, "{started} calls were run for callers that had gone");
 }
 
 #[tokio::test]
@@ -308,22 +223,13 @@ async fn dying_workers_cost_the_started_request() {
     let server = start_stub(&bundle, &[]).await;
     let channel = server.until_serving().await;
     for (target, message) in [
-        (
-            "die",
-            "the worker that ran die died: it exited with status 7: last words",
-        ),
-        (
-            "fork_die",
-            "the worker that ran fork_die died: it exited with status 7",
-        ),
+        ("die", "the worker that ran die died: it exited with status 7: last words"),
+        ("fork_die", "the worker that ran fork_die died: it exited with status 7"),
         (
             "garbage",
             "the worker that ran garbage died: it broke the protocol: a frame of 4294967295 bytes",
         ),
-        (
-            "wrong_id",
-            "the worker that ran wrong_id died: it broke the protocol",
-        ),
+        ("wrong_id", "the worker that ran wrong_id died: it broke the protocol"),
         ("big", "the worker that ran big died: it broke the protocol"),
     ] {
         let calls = (call(&channel, target, None), call(&channel, "echo", None));
@@ -334,28 +240,20 @@ async fn dying_workers_cost_the_started_request() {
             (Code::Aborted, false),
             "{target}: {status:?}"
         );
-        assert!(
-            status.message().starts_with(message),
-            "{target}: {status:?}"
-        );
+        assert!(status.message().starts_with(message), "{target}: {status:?}");
         assert_eq!(other.unwrap(), request("echo"), "waits for the replacement");
         assert_eq!(health(&channel, "").await, Ok(ServingStatus::Serving));
     }
     for orphan in bundle.lines("orphan") {
-        until("the end of what a worker left behind", async || {
-            (!alive(&orphan)).then_some(())
-        })
-        .await;
+        until("the end of what a worker left behind", async || (!alive(&orphan)).then_some(()))
+            .await;
     }
 }
 
 #[tokio::test]
 async fn a_bundle_that_never_loads_is_said_and_retried() {
     for (mode, reason) in [
-        (
-            "exit",
-            "it exited with status 3: ModuleNotFoundError: No module named 'nothere'",
-        ),
+        ("exit", "it exited with status 3: ModuleNotFoundError: No module named 'nothere'"),
         ("garbage", "it broke the protocol"),
         ("never_ready", "the bundle was not loaded within 1s"),
     ] {
@@ -414,10 +312,7 @@ async fn drain_answers_what_was_taken_and_refuses_the_rest() {
         "{refused:?}"
     );
     assert_eq!(health(&channel, "").await, Ok(ServingStatus::NotServing));
-    assert_eq!(
-        health(&channel, "echo").await,
-        Ok(ServingStatus::NotServing)
-    );
+    assert_eq!(health(&channel, "echo").await, Ok(ServingStatus::NotServing));
     let newcomer = server.channel().await;
     assert!(
         not_started(&call(&newcomer, "echo", None).await.unwrap_err()),
@@ -430,11 +325,7 @@ async fn drain_answers_what_was_taken_and_refuses_the_rest() {
     assert_eq!(queued.await.unwrap().unwrap(), request("echo"));
     server.ended().await;
     assert!(!alive(&worker));
-    assert!(
-        tokio::net::TcpStream::connect(server.address)
-            .await
-            .is_err()
-    );
+    assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
 }
 
 #[tokio::test]
@@ -447,12 +338,7 @@ async fn a_drain_is_bounded() {
     server.stop();
     let status = hanging.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
-    assert!(
-        status
-            .message()
-            .contains("the server stopped while it ran hang"),
-        "{status:?}"
-    );
+    assert!(status.message().contains("the server stopped while it ran hang"), "{status:?}");
     server.ended().await;
     assert!(!alive(&bundle.lines("workers")[0]));
 }
@@ -525,22 +411,12 @@ async fn starts_that_cannot_work_say_so() {
             "cannot listen on 127.0.0.1:",
             "another process",
         ),
-        (
-            "192.0.2.1:80",
-            &*python,
-            &*folder,
-            "cannot listen on 192.0.2.1:80",
-            "--listen takes",
-        ),
+        ("192.0.2.1:80", &*python, &*folder, "cannot listen on 192.0.2.1:80", "--listen takes"),
     ];
     for (listen, python, bundle, message, hint) in cases {
-        let options = [
-            "server", "--listen", listen, "--python", python, "--bundle", bundle,
-        ];
-        let error = Server::bind(Options::try_parse_from(options).unwrap())
-            .await
-            .err()
-            .expect(message);
+        let options = ["server", "--listen", listen, "--python", python, "--bundle", bundle];
+        let error =
+            Server::bind(Options::try_parse_from(options).unwrap()).await.err().expect(message);
         assert!(
             error.to_string().starts_with(message) && error.hint().starts_with(hint),
             "{error}: {}",

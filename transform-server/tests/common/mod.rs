@@ -88,10 +88,7 @@ impl Bundle {
     }
 
     pub async fn until_lines(&self, name: &str, count: usize) -> Vec<String> {
-        until(name, async || {
-            Some(self.lines(name)).filter(|lines| lines.len() >= count)
-        })
-        .await
+        until(name, async || Some(self.lines(name)).filter(|lines| lines.len() >= count)).await
     }
 }
 
@@ -108,29 +105,16 @@ pub struct Running {
 
 pub async fn start(bundle: &Path, extra: &[&str]) -> Running {
     let (python, bundle) = (python(), bundle.display().to_string());
-    let mut arguments = vec![
-        "server",
-        "--listen",
-        "127.0.0.1:0",
-        "--python",
-        &python,
-        "--bundle",
-        &bundle,
-    ];
+    let mut arguments =
+        vec!["server", "--listen", "127.0.0.1:0", "--python", &python, "--bundle", &bundle];
     arguments.extend(extra);
-    let server = Server::bind(Options::try_parse_from(arguments).unwrap())
-        .await
-        .unwrap();
+    let server = Server::bind(Options::try_parse_from(arguments).unwrap()).await.unwrap();
     let address = server.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running {
-        address,
-        stop: Some(stop),
-        ended: Some(ended),
-    }
+    Running { address, stop: Some(stop), ended: Some(ended) }
 }
 
 pub async fn start_stub(bundle: &Bundle, extra: &[&str]) -> Running {
@@ -151,10 +135,7 @@ impl Running {
 
     pub async fn ended(&mut self) {
         let ended = self.ended.take().expect("waited for once");
-        tokio::time::timeout(PATIENCE, ended)
-            .await
-            .expect("the server ends")
-            .unwrap();
+        tokio::time::timeout(PATIENCE, ended).await.expect("the server ends").unwrap();
     }
 
     pub async fn until_serving(&self) -> Channel {
@@ -189,39 +170,29 @@ pub async fn connect<S>(stream: S) -> Channel
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     Channel(sender)
 }
 
 pub async fn connect_tcp(address: SocketAddr) -> Channel {
-    let stream = until("a connection", async || {
-        TcpStream::connect(address).await.ok()
-    })
-    .await;
+    let stream = until("a connection", async || TcpStream::connect(address).await.ok()).await;
     connect(stream).await
 }
 
 pub async fn health(channel: &Channel, service: &str) -> Result<ServingStatus, tonic::Code> {
-    let request = HealthCheckRequest {
-        service: service.into(),
-    };
+    let request = HealthCheckRequest { service: service.into() };
     let checked = HealthClient::with_origin(channel.clone(), "http://test".parse().unwrap())
         .check(request)
         .await;
-    checked
-        .map(|response| response.into_inner().status())
-        .map_err(|status| status.code())
+    checked.map(|response| response.into_inner().status()).map_err(|status| status.code())
 }
 
 /// A request that names the target, and carries one row of nothing.
 pub fn request(target: &str) -> Bytes {
     let length = u8::try_from(target.len()).unwrap();
-    [&[0x0a, length][..], target.as_bytes(), b"\x12\x00"]
-        .concat()
-        .into()
+    [&[0x0a, length][..], target.as_bytes(), b"\x12\x00"].concat().into()
 }
 
 pub async fn call(
@@ -255,40 +226,29 @@ pub async fn unary(
 ) -> Result<Bytes, Status> {
     let mut request = Request::new(bytes);
     if let Some(timeout) = timeout {
-        request
-            .metadata_mut()
-            .insert("grpc-timeout", timeout.parse().unwrap());
+        request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
     }
     let mut grpc =
         tonic::client::Grpc::with_origin(channel.clone(), "http://test".parse().unwrap())
             .max_decoding_message_size(usize::MAX)
             .max_encoding_message_size(usize::MAX);
-    Ok(grpc
-        .unary(request, path.parse().unwrap(), BytesCodec)
-        .await?
-        .into_inner())
+    Ok(grpc.unary(request, path.parse().unwrap(), BytesCodec).await?.into_inner())
 }
 
 pub fn not_started(status: &Status) -> bool {
-    status
-        .metadata()
-        .get(outstation_api::NOT_STARTED)
-        .is_some_and(|value| value == "1")
+    status.metadata().get(outstation_api::NOT_STARTED).is_some_and(|value| value == "1")
 }
 
 /// The real program.
-pub struct Program(pub Child);
+pub struct Program(pub Child, tempfile::TempDir);
 
 pub fn program(arguments: &[&str]) -> Program {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outstation-transform-server"));
-    Program(
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    )
+    // A killed server leaves its workers' folder behind: not in the machine's own.
+    let temporary = tempfile::tempdir().unwrap();
+    command.env("TMPDIR", temporary.path()).args(arguments);
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    Program(child, temporary)
 }
 
 impl Drop for Program {
@@ -301,6 +261,5 @@ impl Drop for Program {
 /// Whether a process exists and is not a zombie.
 pub fn alive(pid: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
