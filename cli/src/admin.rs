@@ -36,9 +36,7 @@ pub struct Bearer(MetadataValue<Ascii>);
 
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -52,20 +50,14 @@ pub struct Admin {
 
 impl Admin {
     pub async fn connect(context: &Context) -> anyhow::Result<Admin> {
-        let Endpoint {
-            url,
-            ca,
-            server_name,
-            token_file,
-        } = &context.broker;
+        let Endpoint { url, ca, server_name, token_file } = &context.broker;
         let read = |path: &std::path::Path| {
             fs::read_to_string(path)
                 .with_context(|| format!("read {}", path.display()))
                 .hint("the context names it: is `outstation dev` (or the broker) running?")
         };
-        let mut token: MetadataValue<Ascii> = format!("Bearer {}", read(token_file)?.trim())
-            .parse()
-            .context("read the token")?;
+        let mut token: MetadataValue<Ascii> =
+            format!("Bearer {}", read(token_file)?.trim()).parse().context("read the token")?;
         token.set_sensitive(true);
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read(ca)?))
@@ -83,42 +75,27 @@ impl Admin {
             .hint("is it running? `outstation dev` starts one; else check the context")?;
         let client = AdminClient::with_interceptor(channel, Bearer(token))
             .max_decoding_message_size(ANSWER_BYTES_MAX);
-        let data_plane = DataPlane {
-            account: context.account.to_string(),
-            region: context.region.to_string(),
-        };
-        Ok(Admin {
-            client,
-            data_plane,
-            url: url.clone(),
-        })
+        let data_plane =
+            DataPlane { account: context.account.to_string(), region: context.region.to_string() };
+        Ok(Admin { client, data_plane, url: url.clone() })
     }
 
     pub async fn groups(&self) -> anyhow::Result<Vec<GroupView>> {
-        let request = ListGroupsRequest {
-            data_plane: Some(self.data_plane.clone()),
-        };
+        let request = ListGroupsRequest { data_plane: Some(self.data_plane.clone()) };
         let mut client = self.client.clone();
-        let answer = self
-            .call("list the groups", client.list_groups(request))
-            .await?;
+        let answer = self.call("list the groups", client.list_groups(request)).await?;
         answer.groups.into_iter().map(GroupView::try_from).collect()
     }
 
     /// The newest order of every group, as plans need them.
     pub async fn newest(&self) -> anyhow::Result<BTreeMap<GroupName, Newest>> {
         let groups = self.groups().await?;
-        Ok(groups
-            .iter()
-            .map(|group| (group.name.clone(), group.newest()))
-            .collect())
+        Ok(groups.iter().map(|group| (group.name.clone(), group.newest())).collect())
     }
 
     pub async fn group(&self, name: &GroupName) -> anyhow::Result<GroupView> {
-        let request = GetGroupRequest {
-            data_plane: Some(self.data_plane.clone()),
-            name: name.to_string(),
-        };
+        let request =
+            GetGroupRequest { data_plane: Some(self.data_plane.clone()), name: name.to_string() };
         let mut client = self.client.clone();
         match tokio::time::timeout(CALL_TIMEOUT, client.get_group(request)).await {
             Ok(Ok(group)) => group.into_inner().try_into(),
@@ -139,24 +116,18 @@ impl Admin {
             name: name.map(ToString::to_string).unwrap_or_default(),
         };
         let mut client = self.client.clone();
-        self.call("watch the groups", client.watch_groups(request))
-            .await
+        self.call("watch the groups", client.watch_groups(request)).await
     }
 
     pub async fn put(&self, order: Order) -> anyhow::Result<(Generation, Digest)> {
         let (group, generation) = (order.group.clone(), order.generation);
         let envelope = order.into_envelope();
-        let request = PutOrderRequest {
-            envelope: envelope.to_json().into(),
-        };
+        let request = PutOrderRequest { envelope: envelope.to_json().into() };
         let mut client = self.client.clone();
         match tokio::time::timeout(CALL_TIMEOUT, client.put_order(request)).await {
             Ok(Ok(_)) => Ok((generation, envelope.digest())),
             Ok(Err(status)) if status.code() == Code::Aborted => Err(Failure::new(
-                format!(
-                    "someone else applied {group} meanwhile: {}",
-                    status.message()
-                ),
+                format!("someone else applied {group} meanwhile: {}", status.message()),
                 "plan again, look at what changed, then apply",
             )
             .into()),
@@ -166,23 +137,15 @@ impl Admin {
     }
 
     pub async fn create_join_token(&self, valid_secs: u32) -> anyhow::Result<String> {
-        let request = CreateJoinTokenRequest {
-            data_plane: Some(self.data_plane.clone()),
-            valid_secs,
-        };
+        let request =
+            CreateJoinTokenRequest { data_plane: Some(self.data_plane.clone()), valid_secs };
         let mut client = self.client.clone();
-        Ok(self
-            .call("create a join token", client.create_join_token(request))
-            .await?
-            .token)
+        Ok(self.call("create a join token", client.create_join_token(request)).await?.token)
     }
 
     pub async fn agents(&self) -> anyhow::Result<Vec<Agent>> {
         let mut client = self.client.clone();
-        Ok(self
-            .call("list the agents", client.list_agents(ListAgentsRequest {}))
-            .await?
-            .agents)
+        Ok(self.call("list the agents", client.list_agents(ListAgentsRequest {})).await?.agents)
     }
 
     async fn call<T>(
@@ -207,18 +170,12 @@ impl Admin {
             }
             _ => "look at the broker's log",
         };
-        Failure::new(
-            format!("{what}: {}: {}", code_text(status.code()), status.message()),
-            hint,
-        )
-        .into()
+        Failure::new(format!("{what}: {}: {}", code_text(status.code()), status.message()), hint)
+            .into()
     }
 
     fn silent(&self, what: &str) -> anyhow::Error {
-        let what = format!(
-            "{what}: the broker at {} did not answer within 10 s",
-            self.url
-        );
+        let what = format!("{what}: the broker at {} did not answer within 10 s", self.url);
         Failure::new(what, "look at the broker's log").into()
     }
 }

@@ -62,10 +62,7 @@ pub fn consent(plan: &Plan, everything: bool, options: &ApplyOptions) -> Consent
     let forbidden = plan.forbidden();
     if let Some(first) = forbidden.first() {
         return Consent::Refused(Failure::new(
-            format!(
-                "{} would be destroyed, but prevent_destroy protects it",
-                names(&forbidden)
-            ),
+            format!("{} would be destroyed, but prevent_destroy protects it", names(&forbidden)),
             format!("declare {first} with prevent_destroy=False, apply that, then remove it"),
         ));
     }
@@ -106,11 +103,7 @@ pub fn consent(plan: &Plan, everything: bool, options: &ApplyOptions) -> Consent
 }
 
 fn names(groups: &[&GroupName]) -> String {
-    groups
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Applies the declarations in `dir`. What a person reads goes to `out`.
@@ -177,10 +170,7 @@ fn ask(consent: Consent) -> anyhow::Result<bool> {
     let read = |question: &str| {
         eprint!("{question}");
         let mut line = String::new();
-        std::io::stdin()
-            .lock()
-            .read_line(&mut line)
-            .context("read the answer")?;
+        std::io::stdin().lock().read_line(&mut line).context("read the answer")?;
         anyhow::Ok(line.trim().to_owned())
     };
     match consent {
@@ -228,7 +218,8 @@ async fn carry_out(
     Ok(Outcome::Followed(followed))
 }
 
-fn progress_line(group: &GroupView) -> String {
+/// Where a group stands, in one line.
+pub fn progress_line(group: &GroupView) -> String {
     match &group.status {
         Some(status) => format!(
             "{}  {}  ready {} of {}  {}",
@@ -294,10 +285,7 @@ mod tests {
             .iter()
             .map(|(name, kind)| (GroupName::try_from(*name).expect("valid"), change(kind)))
             .collect();
-        Plan {
-            new_environments: BTreeMap::new(),
-            changes,
-        }
+        Plan { new_environments: BTreeMap::new(), changes }
     }
 
     #[test]
@@ -308,13 +296,7 @@ mod tests {
         let guarded: &[(&str, &str)] = &[("a", "create"), ("b", "forbidden")];
         for (changes, yes, confirm_destroy, interactive, wanted) in [
             (create, false, None, false, "given"),
-            (
-                some,
-                false,
-                None,
-                false,
-                "refused: add --yes if that is meant",
-            ),
+            (some, false, None, false, "refused: add --yes if that is meant"),
             (some, true, None, false, "given"),
             (some, false, Some(1), false, "given"),
             (
@@ -325,13 +307,7 @@ mod tests {
                 "refused: read the plan again, then confirm the right number",
             ),
             (some, false, None, true, "ask yes"),
-            (
-                all,
-                true,
-                None,
-                false,
-                "refused: if that is meant, add --confirm-destroy 2",
-            ),
+            (all, true, None, false, "refused: if that is meant, add --confirm-destroy 2"),
             (all, true, None, true, "ask 2"),
             (all, false, Some(2), false, "given"),
             (
@@ -343,12 +319,7 @@ mod tests {
             ),
         ] {
             let plan = plan(changes);
-            let options = ApplyOptions {
-                yes,
-                confirm_destroy,
-                follow: None,
-                interactive,
-            };
+            let options = ApplyOptions { yes, confirm_destroy, follow: None, interactive };
             let seen = match consent(&plan, plan.empties_the_account(), &options) {
                 Consent::Given => "given".to_owned(),
                 Consent::AskYes(_) => "ask yes".to_owned(),

@@ -115,12 +115,7 @@ pub struct Call {
     #[arg(long, value_name = "DIR")]
     pub declarations: Option<PathBuf>,
     /// One row, or a list of rows
-    #[arg(
-        long,
-        value_name = "JSON",
-        required_unless_present = "rows",
-        conflicts_with = "rows"
-    )]
+    #[arg(long, value_name = "JSON", required_unless_present = "rows", conflicts_with = "rows")]
     pub row: Option<String>,
     /// A file with one JSON row a line; `-` is standard input
     #[arg(long, value_name = "FILE")]

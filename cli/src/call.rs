@@ -40,25 +40,15 @@ pub async fn run(context: &Context, verb: &args::Call) -> anyhow::Result<ExitCod
     caller.wait_for_endpoints(1, timeout).await?;
 
     let started = clock::now();
-    let answered = caller
-        .call(
-            CallRequest {
-                target: verb.target.clone(),
-                rows,
-            },
-            timeout,
-        )
-        .await;
+    let answered = caller.call(CallRequest { target: verb.target.clone(), rows }, timeout).await;
     let latency = started.elapsed();
     let node = answered.node.unwrap_or_else(|| "unknown".into());
     let response = match answered.outcome {
         Ok(response) => response,
         Err(status) => return Err(crate::caller::call_failure(&group, &status)),
     };
-    let failed = response
-        .results
-        .iter()
-        .any(|result| matches!(result.outcome, Some(Outcome::Error(_))));
+    let failed =
+        response.results.iter().any(|result| matches!(result.outcome, Some(Outcome::Error(_))));
     if verb.json {
         let results: Vec<Json> = response.results.iter().map(result_json).collect();
         let answer = json!({
@@ -72,29 +62,17 @@ pub async fn run(context: &Context, verb: &args::Call) -> anyhow::Result<ExitCod
     } else {
         print!("{}", text(&response, &node, latency));
     }
-    Ok(if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn group_of(verb: &args::Call, manifest: Option<&Manifest>) -> anyhow::Result<GroupName> {
-    let declared = || {
-        manifest
-            .and_then(|manifest| manifest.group_of(&verb.target))
-            .cloned()
-    };
+    let declared = || manifest.and_then(|manifest| manifest.group_of(&verb.target)).cloned();
     verb.group.clone().or_else(declared).ok_or_else(|| {
         let hint = match manifest {
             Some(_) => "name the group with --group",
             None => "name it with --group, or the declarations with --declarations",
         };
-        Failure::new(
-            format!("which server group serves {:?}?", verb.target),
-            hint,
-        )
-        .into()
+        Failure::new(format!("which server group serves {:?}?", verb.target), hint).into()
     })
 }
 
@@ -122,19 +100,14 @@ fn read_rows(verb: &args::Call) -> anyhow::Result<Vec<Json>> {
 fn read_lines(path: &Path) -> anyhow::Result<Vec<Json>> {
     let text = if path == Path::new("-") {
         let mut text = String::new();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .context("read standard input")?;
+        std::io::stdin().read_to_string(&mut text).context("read standard input")?;
         text
     } else {
         std::fs::read_to_string(path)
             .with_context(|| format!("read {}", path.display()))
             .hint("--rows names a file with one JSON object a line")?
     };
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
             serde_json::from_str(line)
@@ -212,11 +185,7 @@ fn text(response: &CallResponse, node: &str, latency: Duration) -> String {
                     None => "-".into(),
                 };
                 let number = (index + 1).to_string();
-                rows.push(
-                    std::iter::once(number)
-                        .chain(columns.iter().map(cell))
-                        .collect(),
-                );
+                rows.push(std::iter::once(number).chain(columns.iter().map(cell)).collect());
             }
             Some(Outcome::Error(error)) => failures.push_str(&format!(
                 "row {}: {} in {}: {}\n{}",
@@ -224,21 +193,13 @@ fn text(response: &CallResponse, node: &str, latency: Duration) -> String {
                 kind_text(error),
                 error.function,
                 error.message,
-                error
-                    .traceback
-                    .lines()
-                    .map(|line| format!("    {line}\n"))
-                    .collect::<String>(),
+                error.traceback.lines().map(|line| format!("    {line}\n")).collect::<String>(),
             )),
             None => failures.push_str(&format!("row {}: the server answered nothing\n", index + 1)),
         }
     }
     let header: Vec<&str> = std::iter::once("ROW").chain(columns).collect();
-    let table = if rows.is_empty() {
-        String::new()
-    } else {
-        table::render(&header, &rows)
-    };
+    let table = if rows.is_empty() { String::new() } else { table::render(&header, &rows) };
     let millis = latency.as_secs_f64() * 1000.0;
     format!("{table}{failures}answered by {node} in {millis:.1} ms\n")
 }
@@ -246,24 +207,15 @@ fn text(response: &CallResponse, node: &str, latency: Duration) -> String {
 /// For the tests and `dev`: what is wrong with an answer, if anything.
 pub fn first_error(response: &CallResponse, rows: usize) -> Option<String> {
     if response.results.len() != rows {
-        return Some(format!(
-            "{} results for {rows} rows",
-            response.results.len()
-        ));
+        return Some(format!("{} results for {rows} rows", response.results.len()));
     }
-    response
-        .results
-        .iter()
-        .find_map(|result| match &result.outcome {
-            Some(Outcome::Row(_)) => None,
-            Some(Outcome::Error(error)) => Some(format!(
-                "{} in {}: {}",
-                kind_text(error),
-                error.function,
-                error.message
-            )),
-            None => Some("the server answered nothing".into()),
-        })
+    response.results.iter().find_map(|result| match &result.outcome {
+        Some(Outcome::Row(_)) => None,
+        Some(Outcome::Error(error)) => {
+            Some(format!("{} in {}: {}", kind_text(error), error.function, error.message))
+        }
+        None => Some("the server answered nothing".into()),
+    })
 }
 
 /// Not used for decisions, only for what is printed.
@@ -288,12 +240,8 @@ mod tests {
         };
         let response = CallResponse {
             results: vec![
-                RowResult {
-                    outcome: Some(Outcome::Row(row)),
-                },
-                RowResult {
-                    outcome: Some(Outcome::Error(error)),
-                },
+                RowResult { outcome: Some(Outcome::Row(row)) },
+                RowResult { outcome: Some(Outcome::Error(error)) },
             ],
         };
         assert_eq!(
@@ -309,10 +257,6 @@ answered by i-a in 1.2 ms
         );
         let first = first_error(&response, 2).expect("an error");
         assert!(first.contains("division by zero"));
-        assert!(
-            first_error(&response, 3)
-                .expect("too few")
-                .contains("2 results for 3 rows")
-        );
+        assert!(first_error(&response, 3).expect("too few").contains("2 results for 3 rows"));
     }
 }

@@ -33,13 +33,9 @@ const POLL: Duration = Duration::from_millis(10);
 impl Caller {
     /// Follows the group's endpoints in the background.
     pub async fn connect(context: &Context, group: &GroupName) -> anyhow::Result<Caller> {
-        let callers = context
-            .callers
-            .as_ref()
-            .context("the context names no [callers]")
-            .hint(
-                "calls go to the account's own agent: add its url, ca, server_name and token_file",
-            )?;
+        let callers = context.callers.as_ref().context("the context names no [callers]").hint(
+            "calls go to the account's own agent: add its url, ca, server_name and token_file",
+        )?;
         let read = |path: &std::path::Path| {
             std::fs::read_to_string(path)
                 .with_context(|| format!("read {}", path.display()))
@@ -56,11 +52,7 @@ impl Caller {
         let source = EndpointSource::follow(&agent, group.as_str())
             .hint("correct [callers] in the context")?;
         let client = Client::new(source.endpoints(), Config::default());
-        Ok(Caller {
-            group: group.clone(),
-            client,
-            source: Mutex::new(source),
-        })
+        Ok(Caller { group: group.clone(), client, source: Mutex::new(source) })
     }
 
     /// Waits until `count` servers take calls; gives the instances.
@@ -71,25 +63,15 @@ impl Caller {
     ) -> anyhow::Result<Vec<String>> {
         let deadline = Instant::now() + timeout;
         let group = &self.group;
-        self.source
-            .lock()
-            .await
-            .ready(timeout)
-            .await
-            .map_err(|status| {
-                let hint = match status.code() {
-                    Code::NotFound => "`outstation get` lists the groups that there are",
-                    Code::Unauthenticated => {
-                        "the callers' token of the context is not this account's"
-                    }
-                    _ => "is the account agent running?",
-                };
-                let code = code_text(status.code());
-                Failure::new(
-                    format!("endpoints of {group}: {code}: {}", status.message()),
-                    hint,
-                )
-            })?;
+        self.source.lock().await.ready(timeout).await.map_err(|status| {
+            let hint = match status.code() {
+                Code::NotFound => "`outstation get` lists the groups that there are",
+                Code::Unauthenticated => "the callers' token of the context is not this account's",
+                _ => "is the account agent running?",
+            };
+            let code = code_text(status.code());
+            Failure::new(format!("endpoints of {group}: {code}: {}", status.message()), hint)
+        })?;
         loop {
             let up: Vec<String> = self
                 .client
@@ -112,14 +94,10 @@ impl Caller {
 
     pub async fn call(&self, request: CallRequest, timeout: Duration) -> Answered {
         match self.client.call(&request, timeout).await {
-            Ok((response, used)) => Answered {
-                node: Some(used.endpoint.instance.clone()),
-                outcome: Ok(response),
-            },
-            Err(status) => Answered {
-                node: None,
-                outcome: Err(status),
-            },
+            Ok((response, used)) => {
+                Answered { node: Some(used.endpoint.instance.clone()), outcome: Ok(response) }
+            }
+            Err(status) => Answered { node: None, outcome: Err(status) },
         }
     }
 }

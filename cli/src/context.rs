@@ -39,10 +39,7 @@ pub struct Endpoint {
 
 impl Context {
     pub fn data_plane(&self) -> DataPlane {
-        DataPlane {
-            account: self.account.clone(),
-            region: self.region.clone(),
-        }
+        DataPlane { account: self.account.clone(), region: self.region.clone() }
     }
 
     pub fn read(path: &Path) -> anyhow::Result<Context> {
@@ -72,11 +69,7 @@ pub struct Search {
 impl Search {
     pub fn from_process(explicit: Option<PathBuf>) -> anyhow::Result<Search> {
         let cwd = std::env::current_dir().context("find the current directory")?;
-        Ok(Search {
-            explicit,
-            cwd,
-            home: std::env::var_os("HOME").map(PathBuf::from),
-        })
+        Ok(Search { explicit, cwd, home: std::env::var_os("HOME").map(PathBuf::from) })
     }
 
     fn candidates(&self) -> Vec<PathBuf> {
@@ -86,11 +79,7 @@ impl Search {
         self.cwd
             .ancestors()
             .map(|dir| dir.join(".outstation/context.toml"))
-            .chain(
-                self.home
-                    .iter()
-                    .map(|home| home.join(".config/outstation/context.toml")),
-            )
+            .chain(self.home.iter().map(|home| home.join(".config/outstation/context.toml")))
             .collect()
     }
 
@@ -125,8 +114,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         .with_context(|| format!("create a file in {}", parent.display()))?;
     std::io::Write::write_all(&mut file, bytes)
         .with_context(|| format!("write {}", path.display()))?;
-    file.persist(path)
-        .with_context(|| format!("rename to {}", path.display()))?;
+    file.persist(path).with_context(|| format!("rename to {}", path.display()))?;
     Ok(())
 }
 
@@ -174,12 +162,7 @@ mod tests {
         assert_eq!(search(None).load().expect("read"), context());
 
         let missing = root.path().join("missing.toml");
-        let error = search(Some(missing))
-            .find()
-            .expect_err("explicit and missing");
-        assert!(
-            error.to_string().starts_with("there is no context at"),
-            "{error}"
-        );
+        let error = search(Some(missing)).find().expect_err("explicit and missing");
+        assert!(error.to_string().starts_with("there is no context at"), "{error}");
     }
 }

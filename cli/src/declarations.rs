@@ -111,16 +111,9 @@ async fn read_bounded(
 
 /// The child's own two lines when it wrote them; else its last line.
 fn declaration_failure(stderr: &str) -> Failure {
-    let line = |prefix: &str| {
-        stderr
-            .lines()
-            .rev()
-            .find_map(|line| line.strip_prefix(prefix))
-    };
+    let line = |prefix: &str| stderr.lines().rev().find_map(|line| line.strip_prefix(prefix));
     let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
-    let what = line("error: ")
-        .or(last)
-        .unwrap_or("the declarations failed and said nothing");
+    let what = line("error: ").or(last).unwrap_or("the declarations failed and said nothing");
     let hint = line("hint: ").unwrap_or("correct the declarations and run this again");
     if what.contains("No module named 'outstation") || what.contains("No module named outstation") {
         return Failure::new(
@@ -159,11 +152,7 @@ mod tests {
                 "correct the declarations and run this again",
             ),
         ] {
-            assert_eq!(
-                declaration_failure(stderr),
-                Failure::new(what, hint),
-                "{stderr:?}"
-            );
+            assert_eq!(declaration_failure(stderr), Failure::new(what, hint), "{stderr:?}");
         }
     }
 }

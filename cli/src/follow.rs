@@ -52,10 +52,7 @@ pub async fn follow(
     timeout: Duration,
     mut on_change: impl FnMut(&GroupView),
 ) -> anyhow::Result<Followed> {
-    let mut followed = Followed {
-        fates: BTreeMap::new(),
-        pending: targets,
-    };
+    let mut followed = Followed { fates: BTreeMap::new(), pending: targets };
     let deadline = Instant::now() + timeout;
     // A stream that breaks is opened again until the deadline; the first failure to open it is
     // told, for then the broker was not there to begin with.
@@ -108,10 +105,8 @@ mod tests {
             put_at_unix_secs: 0,
             intent: Intent::Destroy,
             accepted: None,
-            converged: converged.map(|generation| Answer {
-                generation: Generation(generation),
-                at_unix_secs: 0,
-            }),
+            converged: converged
+                .map(|generation| Answer { generation: Generation(generation), at_unix_secs: 0 }),
             refused: refused.map(|generation| Refused {
                 generation: Generation(generation),
                 at_unix_secs: 0,

@@ -34,7 +34,7 @@ pub fn run(args: args::Args) -> anyhow::Result<ExitCode> {
     }
     // Libraries' own info lines are not for the person at the terminal.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,outstation=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -116,9 +116,8 @@ impl Manifest {
                 return Err(Failure::new(what, hint).into());
             }
         }
-        let manifest: Manifest = serde_json::from_value(value)
-            .context("the manifest is not valid")
-            .hint(hint)?;
+        let manifest: Manifest =
+            serde_json::from_value(value).context("the manifest is not valid").hint(hint)?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -142,12 +141,10 @@ impl Manifest {
             if let Some(name) = &group.environment
                 && !environments.contains_key(name)
             {
-                let what = format!(
-                    "server group {} names no declared environment: {name}",
-                    group.name
-                );
+                let what =
+                    format!("server group {} names no declared environment: {name}", group.name);
                 return Err(
-                    Failure::new(what, format!("add Environment(name=\"{name}\", …)")).into(),
+                    Failure::new(what, format!("add Environment(name=\"{name}\", …)")).into()
                 );
             }
         }
@@ -159,6 +156,12 @@ impl Manifest {
             .iter()
             .find(|declared| declared.name == *environment)
             .and_then(|declared| declared.requirements.as_deref())
+    }
+
+    /// How many nodes the group is declared with; none if it is not declared.
+    pub fn nodes_of(&self, group: &GroupName) -> u32 {
+        let declared = self.groups.iter().find(|declared| declared.name == *group);
+        declared.map_or(0, |declared| declared.scaling.nodes_max())
     }
 
     /// Fields of a target (a view, or a service and all its views) by name; `None` if there is
@@ -176,21 +179,13 @@ impl Manifest {
     fn views_of(&self, target: &str) -> Option<Vec<&FeatureView>> {
         let view = |name: &str| self.feature_views.iter().find(|view| view.name == name);
         match self.service(target) {
-            Some(service) => Some(
-                service
-                    .features
-                    .iter()
-                    .filter_map(|name| view(name))
-                    .collect(),
-            ),
+            Some(service) => Some(service.features.iter().filter_map(|name| view(name)).collect()),
             None => view(target).map(|view| vec![view]),
         }
     }
 
     fn service(&self, name: &str) -> Option<&FeatureService> {
-        self.feature_services
-            .iter()
-            .find(|service| service.name == name)
+        self.feature_services.iter().find(|service| service.name == name)
     }
 
     /// The group that serves a target: the service's own, or that of any service with the view;
@@ -202,16 +197,13 @@ impl Manifest {
                 .find(|service| service.features.iter().any(|v| v == target))
         };
         let service = self.service(target).or_else(by_view);
-        let mut transform = self
-            .groups
-            .iter()
-            .filter(|group| group.kind == GroupKind::Transform);
-        service
-            .and_then(|service| service.transform_server_group.as_ref())
-            .or_else(|| match (transform.next(), transform.next()) {
+        let mut transform = self.groups.iter().filter(|group| group.kind == GroupKind::Transform);
+        service.and_then(|service| service.transform_server_group.as_ref()).or_else(|| {
+            match (transform.next(), transform.next()) {
                 (Some(only), None) => Some(&only.name),
                 (None, _) | (Some(_), Some(_)) => None,
-            })
+            }
+        })
     }
 }
 
@@ -230,10 +222,7 @@ impl GroupDecl {
         let spec = GroupSpec {
             kind: self.kind,
             scaling: self.scaling.clone(),
-            environment: EnvironmentRef {
-                name: self.environment_name(),
-                digest: environment,
-            },
+            environment: EnvironmentRef { name: self.environment_name(), digest: environment },
             bundle,
             owner: self.owner.clone(),
             description: self.description.clone(),
@@ -285,18 +274,13 @@ mod tests {
     #[test]
     fn a_manifest_becomes_specs_and_schemas() {
         let manifest = read(&manifest()).expect("valid");
-        let spec = manifest.groups[0]
-            .spec(Digest::of(b"e"), Digest::of(b"b"))
-            .expect("valid");
+        let spec = manifest.groups[0].spec(Digest::of(b"e"), Digest::of(b"b")).expect("valid");
         assert_eq!(spec.options["workers"], "2");
         assert_eq!(spec.scaling.nodes_max(), 3);
         for target in ["delay", "speed"] {
             let schema = manifest.input_schema(target).expect("known");
             assert_eq!(schema["distance"], "Float64");
-            assert_eq!(
-                manifest.group_of(target).expect("known").as_str(),
-                "delay_tsg"
-            );
+            assert_eq!(manifest.group_of(target).expect("known").as_str(), "delay_tsg");
         }
         assert!(manifest.input_schema("nothing").is_none());
     }
@@ -316,17 +300,9 @@ mod tests {
         for (pointer, value, wanted) in [
             ("/manifest", json!(2), "version 2, not 1"),
             ("/groups/0/warm_pool", json!(3), "unknown field `warm_pool`"),
-            (
-                "/groups/0/environment",
-                json!("other"),
-                "names no declared environment: other",
-            ),
+            ("/groups/0/environment", json!("other"), "names no declared environment: other"),
             ("/groups/0/name", json!("1st"), "is not valid"),
-            (
-                "/groups/0/scaling",
-                json!({"type": "magic"}),
-                "unknown variant `magic`",
-            ),
+            ("/groups/0/scaling", json!({"type": "magic"}), "unknown variant `magic`"),
         ] {
             let error = changed(pointer, value);
             assert!(error.contains(wanted), "{pointer}: {error}");

@@ -11,10 +11,7 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(what: impl Into<String>, hint: impl Into<String>) -> Failure {
-        Failure {
-            what: what.into(),
-            hint: hint.into(),
-        }
+        Failure { what: what.into(), hint: hint.into() }
     }
 }
 
@@ -56,18 +53,12 @@ pub fn two_lines(error: &anyhow::Error) -> String {
     let hint = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<Failure>())
-        .map_or("run again with RUST_LOG=debug for more", |failure| {
-            &failure.hint
-        });
+        .map_or("run again with RUST_LOG=debug for more", |failure| &failure.hint);
     format!("error: {}\nhint: {hint}", one_line(&chain(error)))
 }
 
 fn one_line(text: &str) -> String {
-    text.split('\n')
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ")
+    text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

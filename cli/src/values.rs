@@ -16,11 +16,7 @@ pub enum ValueError {
     #[error("a row is not a JSON object but {found}")]
     NotAnObject { found: String },
     #[error("field {field:?} wants {wanted}, not {found}")]
-    Mismatch {
-        field: String,
-        wanted: String,
-        found: String,
-    },
+    Mismatch { field: String, wanted: String, found: String },
     #[error("field {field:?} is not one of the target's: {known}")]
     Unknown { field: String, known: String },
     #[error("field {field:?} has the number {number}, which fits neither int64 nor float64")]
@@ -37,35 +33,19 @@ pub fn row_from_json(json: &Json, schema: Option<&Schema<'_>>) -> Result<Row, Va
     };
     let Some(schema) = schema else {
         let field = |(name, json): (&String, &Json)| {
-            Ok(Field {
-                name: name.clone(),
-                value: Some(inferred(name, json)?),
-            })
+            Ok(Field { name: name.clone(), value: Some(inferred(name, json)?) })
         };
-        return Ok(Row {
-            fields: object.iter().map(field).collect::<Result<_, _>>()?,
-        });
+        return Ok(Row { fields: object.iter().map(field).collect::<Result<_, _>>()? });
     };
-    if let Some(field) = object
-        .keys()
-        .find(|name| !schema.contains_key(name.as_str()))
-    {
+    if let Some(field) = object.keys().find(|name| !schema.contains_key(name.as_str())) {
         let known = schema.keys().copied().collect::<Vec<_>>().join(", ");
-        return Err(ValueError::Unknown {
-            field: field.clone(),
-            known,
-        });
+        return Err(ValueError::Unknown { field: field.clone(), known });
     }
     let field = |(name, type_): (&&str, &&Json)| {
         let value = typed(name, object.get(*name).unwrap_or(&Json::Null), type_)?;
-        Ok(Field {
-            name: (*name).to_owned(),
-            value: Some(value),
-        })
+        Ok(Field { name: (*name).to_owned(), value: Some(value) })
     };
-    Ok(Row {
-        fields: schema.iter().map(field).collect::<Result<_, _>>()?,
-    })
+    Ok(Row { fields: schema.iter().map(field).collect::<Result<_, _>>()? })
 }
 
 /// Only the schema's fields: for data that has more columns than a target takes.
@@ -75,14 +55,9 @@ pub fn row_from_wider_json(json: &Json, schema: &Schema<'_>) -> Result<Row, Valu
     };
     let field = |(name, type_): (&&str, &&Json)| {
         let value = typed(name, object.get(*name).unwrap_or(&Json::Null), type_)?;
-        Ok(Field {
-            name: (*name).to_owned(),
-            value: Some(value),
-        })
+        Ok(Field { name: (*name).to_owned(), value: Some(value) })
     };
-    Ok(Row {
-        fields: schema.iter().map(field).collect::<Result<_, _>>()?,
-    })
+    Ok(Row { fields: schema.iter().map(field).collect::<Result<_, _>>()? })
 }
 
 fn typed(field: &str, json: &Json, type_: &Json) -> Result<Value, ValueError> {
@@ -118,20 +93,13 @@ fn typed(field: &str, json: &Json, type_: &Json) -> Result<Value, ValueError> {
     } else if let Some(element) = type_.get("array") {
         let items = json.as_array().ok_or_else(mismatch)?;
         let values = items.iter().map(|item| typed(field, item, element));
-        Kind::ListValue(ListValue {
-            values: values.collect::<Result<_, _>>()?,
-        })
+        Kind::ListValue(ListValue { values: values.collect::<Result<_, _>>()? })
     } else if let Some(value) = type_.get("map") {
         let object = json.as_object().ok_or_else(mismatch)?;
         let fields = object.iter().map(|(key, json)| {
-            Ok(Field {
-                name: key.clone(),
-                value: Some(typed(field, json, value)?),
-            })
+            Ok(Field { name: key.clone(), value: Some(typed(field, json, value)?) })
         });
-        Kind::MapValue(MapValue {
-            fields: fields.collect::<Result<_, _>>()?,
-        })
+        Kind::MapValue(MapValue { fields: fields.collect::<Result<_, _>>()? })
     } else if let Some(members) = type_.get("struct").and_then(Json::as_array) {
         let object = json.as_object().ok_or_else(mismatch)?;
         let any = Json::Null;
@@ -140,14 +108,9 @@ fn typed(field: &str, json: &Json, type_: &Json) -> Result<Value, ValueError> {
             member.map_or(&any, |member| &member["type"])
         };
         let fields = object.iter().map(|(key, json)| {
-            Ok(Field {
-                name: key.clone(),
-                value: Some(typed(field, json, type_of(key))?),
-            })
+            Ok(Field { name: key.clone(), value: Some(typed(field, json, type_of(key))?) })
         });
-        Kind::MapValue(MapValue {
-            fields: fields.collect::<Result<_, _>>()?,
-        })
+        Kind::MapValue(MapValue { fields: fields.collect::<Result<_, _>>()? })
     } else {
         // A type that this release does not know: the server decides.
         return inferred(field, json);
@@ -164,29 +127,19 @@ fn inferred(field: &str, json: &Json) -> Result<Value, ValueError> {
             (None, Some(float)) if !number.is_u64() => Kind::Float64Value(float),
             (None, Some(_) | None) => {
                 let number = number.to_string();
-                return Err(ValueError::Number {
-                    field: field.to_owned(),
-                    number,
-                });
+                return Err(ValueError::Number { field: field.to_owned(), number });
             }
         },
         Json::String(text) => Kind::StringValue(text.clone()),
         Json::Array(items) => {
             let values = items.iter().map(|item| inferred(field, item));
-            Kind::ListValue(ListValue {
-                values: values.collect::<Result<_, _>>()?,
-            })
+            Kind::ListValue(ListValue { values: values.collect::<Result<_, _>>()? })
         }
         Json::Object(object) => {
             let fields = object.iter().map(|(key, json)| {
-                Ok(Field {
-                    name: key.clone(),
-                    value: Some(inferred(field, json)?),
-                })
+                Ok(Field { name: key.clone(), value: Some(inferred(field, json)?) })
             });
-            Kind::MapValue(MapValue {
-                fields: fields.collect::<Result<_, _>>()?,
-            })
+            Kind::MapValue(MapValue { fields: fields.collect::<Result<_, _>>()? })
         }
     };
     Ok(Value { kind: Some(kind) })
@@ -199,12 +152,7 @@ pub fn row_to_json(row: &Row) -> Map<String, Json> {
 fn fields_to_json(fields: &[Field]) -> Map<String, Json> {
     fields
         .iter()
-        .map(|field| {
-            (
-                field.name.clone(),
-                field.value.as_ref().map_or(Json::Null, value_to_json),
-            )
-        })
+        .map(|field| (field.name.clone(), field.value.as_ref().map_or(Json::Null, value_to_json)))
         .collect()
 }
 
@@ -214,10 +162,8 @@ fn value_to_json(value: &Value) -> Json {
         None => Json::Null,
         Some(Kind::BoolValue(bool)) => Json::Bool(*bool),
         Some(Kind::Int64Value(int)) => Json::Number((*int).into()),
-        Some(Kind::Float64Value(float)) => Number::from_f64(*float).map_or_else(
-            || Json::String(special_text(*float).to_owned()),
-            Json::Number,
-        ),
+        Some(Kind::Float64Value(float)) => Number::from_f64(*float)
+            .map_or_else(|| Json::String(special_text(*float).to_owned()), Json::Number),
         Some(Kind::StringValue(text)) => Json::String(text.clone()),
         Some(Kind::BytesValue(bytes)) => Json::String(BASE64.encode(bytes)),
         Some(Kind::TimestampValue(micros)) => Json::String(time_text(*micros)),
@@ -258,19 +204,13 @@ fn time_text(micros: i64) -> String {
 }
 
 fn type_name(type_: &Json) -> String {
-    type_
-        .as_str()
-        .map_or_else(|| type_.to_string(), ToOwned::to_owned)
+    type_.as_str().map_or_else(|| type_.to_string(), ToOwned::to_owned)
 }
 
 /// A value as a message shows it, cut to 40 characters.
 fn shown(json: &Json) -> String {
     let text = json.to_string();
-    if text.chars().count() > 40 {
-        text.chars().take(40).chain(['…']).collect()
-    } else {
-        text
-    }
+    if text.chars().count() > 40 { text.chars().take(40).chain(['…']).collect() } else { text }
 }
 
 #[cfg(test)]
@@ -280,10 +220,7 @@ mod tests {
 
     fn round_trip(json: Json, schema: Option<Json>) -> Result<Json, String> {
         let schema = schema.as_ref().and_then(Json::as_object).map(|schema| {
-            schema
-                .iter()
-                .map(|(name, type_)| (name.as_str(), type_))
-                .collect::<Schema<'_>>()
+            schema.iter().map(|(name, type_)| (name.as_str(), type_)).collect::<Schema<'_>>()
         });
         row_from_json(&json, schema.as_ref())
             .map(|row| Json::Object(row_to_json(&row)))
@@ -303,24 +240,15 @@ mod tests {
             (json!("2013-01-01T05:00:00.25Z"), json!("timestamp")),
             (json!([1.0, null]), json!({"array": "float64"})),
             (json!({"a": 1}), json!({"map": "int64"})),
-            (
-                json!({"lat": 1.0}),
-                json!({"struct": [{"name": "lat", "type": "float64"}]}),
-            ),
+            (json!({"lat": 1.0}), json!({"struct": [{"name": "lat", "type": "float64"}]})),
             (Json::Null, json!("int64")),
         ] {
             let wanted = json!({"x": value});
-            assert_eq!(
-                round_trip(wanted.clone(), Some(json!({"x": type_}))),
-                Ok(wanted)
-            );
+            assert_eq!(round_trip(wanted.clone(), Some(json!({"x": type_}))), Ok(wanted));
         }
         // An integer is a fine float; a missing field is a null.
         assert_eq!(
-            round_trip(
-                json!({"x": 3}),
-                Some(json!({"x": "float64", "y": "string"}))
-            ),
+            round_trip(json!({"x": 3}), Some(json!({"x": "float64", "y": "string"}))),
             Ok(json!({"x": 3.0, "y": null}))
         );
     }
@@ -329,16 +257,8 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_field() {
         for (json, schema, wanted) in [
             (json!([]), None, "a row is not a JSON object but []"),
-            (
-                json!({"x": "1"}),
-                Some(json!({"x": "int64"})),
-                "field \"x\" wants int64, not \"1\"",
-            ),
-            (
-                json!({"x": 1.5}),
-                Some(json!({"x": "int64"})),
-                "field \"x\" wants int64, not 1.5",
-            ),
+            (json!({"x": "1"}), Some(json!({"x": "int64"})), "field \"x\" wants int64, not \"1\""),
+            (json!({"x": 1.5}), Some(json!({"x": "int64"})), "field \"x\" wants int64, not 1.5"),
             (
                 json!({"z": 1}),
                 Some(json!({"x": "int64", "y": "int64"})),
@@ -358,12 +278,7 @@ mod tests {
     fn without_a_schema_json_says_the_type() {
         let row =
             row_from_json(&json!({"a": 1, "b": 1.0, "c": {"d": [null]}}), None).expect("infers");
-        let kind = |index: usize| {
-            row.fields[index]
-                .value
-                .as_ref()
-                .and_then(|v| v.kind.clone())
-        };
+        let kind = |index: usize| row.fields[index].value.as_ref().and_then(|v| v.kind.clone());
         assert_eq!(kind(0), Some(Kind::Int64Value(1)));
         assert_eq!(kind(1), Some(Kind::Float64Value(1.0)));
         assert!(matches!(kind(2), Some(Kind::MapValue(_))));

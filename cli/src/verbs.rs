@@ -24,20 +24,13 @@ const EXIT_CHANGES: u8 = 2;
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let search = Search::from_process(args.context)?;
     match args.verb {
-        Verb::Dev(verb) => dev::command::run(verb, search.explicit).await,
+        Verb::Dev(verb) => dev::command::run(verb).await,
         Verb::Plan(verb) => {
             let context = search.load()?;
             let admin = async { Admin::connect(&context).await?.newest().await };
             let (repo, newest) = tokio::try_join!(Repo::load(&context.python, &verb.dir), admin)?;
             let plan = plan::plan(&repo.declared()?, &newest);
-            print!(
-                "{}",
-                if verb.json {
-                    render::json(&plan)
-                } else {
-                    render::text(&plan)
-                }
-            );
+            print!("{}", if verb.json { render::json(&plan) } else { render::text(&plan) });
             if let Some(group) = plan.forbidden().first() {
                 return Err(Failure::new(
                     format!("{group} would be destroyed, but prevent_destroy protects it"),
@@ -45,11 +38,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
                 )
                 .into());
             }
-            Ok(if plan.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::from(EXIT_CHANGES)
-            })
+            Ok(if plan.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CHANGES) })
         }
         Verb::Apply(verb) => {
             let context = search.load()?;
@@ -111,11 +100,7 @@ fn apply_options(follow: &Follow) -> ApplyOptions {
 }
 
 fn plan_out(follow: &Follow) -> Box<dyn std::io::Write + Send> {
-    if follow.json {
-        Box::new(std::io::stderr())
-    } else {
-        Box::new(std::io::stdout())
-    }
+    if follow.json { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) }
 }
 
 fn finish(outcome: Outcome, follow: &Follow) -> anyhow::Result<ExitCode> {
@@ -149,10 +134,7 @@ fn outcome_json(outcome: &Outcome) -> serde_json::Value {
         Outcome::NothingToDo | Outcome::Declined => {}
         Outcome::Put(put) => {
             for (name, generation) in put {
-                groups.insert(
-                    name.to_string(),
-                    group("put", json!({"generation": generation})),
-                );
+                groups.insert(name.to_string(), group("put", json!({"generation": generation})));
             }
         }
         Outcome::Followed(Followed { fates, pending }) => {
@@ -165,10 +147,8 @@ fn outcome_json(outcome: &Outcome) -> serde_json::Value {
                 groups.insert(name.to_string(), entry);
             }
             for (name, generation) in pending {
-                groups.insert(
-                    name.to_string(),
-                    group("pending", json!({"generation": generation})),
-                );
+                groups
+                    .insert(name.to_string(), group("pending", json!({"generation": generation})));
             }
         }
     }
@@ -178,7 +158,5 @@ fn outcome_json(outcome: &Outcome) -> serde_json::Value {
 /// The folder whose declarations a call is typed by, if there is one.
 pub fn declarations_dir(explicit: Option<&PathBuf>) -> Option<PathBuf> {
     let here = PathBuf::from(".");
-    explicit
-        .cloned()
-        .or_else(|| here.join("features.py").is_file().then_some(here))
+    explicit.cloned().or_else(|| here.join("features.py").is_file().then_some(here))
 }

@@ -95,15 +95,11 @@ impl GroupView {
 
     /// Whether the account has done what `generation` or a later one says.
     pub fn has_converged(&self, generation: Generation) -> bool {
-        self.converged
-            .as_ref()
-            .is_some_and(|converged| converged.generation >= generation)
+        self.converged.as_ref().is_some_and(|converged| converged.generation >= generation)
     }
 
     pub fn refusal_of(&self, generation: Generation) -> Option<&Refused> {
-        self.refused
-            .as_ref()
-            .filter(|refused| refused.generation == generation)
+        self.refused.as_ref().filter(|refused| refused.generation == generation)
     }
 
     pub fn is_tombstone(&self) -> bool {
@@ -130,10 +126,8 @@ impl TryFrom<admin::Group> for GroupView {
             .with_context(|| format!("read the newest order of {:?}", group.name))?;
         let order = Order::from_envelope(&envelope)
             .with_context(|| format!("read the newest order of {:?}", group.name))?;
-        let answer = |generation, at_unix_secs| Answer {
-            generation: Generation(generation),
-            at_unix_secs,
-        };
+        let answer =
+            |generation, at_unix_secs| Answer { generation: Generation(generation), at_unix_secs };
         Ok(GroupView {
             // From the order itself, not from what the broker says about it.
             name: order.group,
@@ -142,9 +136,7 @@ impl TryFrom<admin::Group> for GroupView {
             put_at_unix_secs: group.put_at_unix_secs,
             intent: order.intent,
             accepted: group.accepted.map(|a| answer(a.generation, a.at_unix_secs)),
-            converged: group
-                .converged
-                .map(|c| answer(c.generation, c.at_unix_secs)),
+            converged: group.converged.map(|c| answer(c.generation, c.at_unix_secs)),
             refused: group.refused.map(|refused| Refused {
                 generation: Generation(refused.generation),
                 at_unix_secs: refused.at_unix_secs,

@@ -42,20 +42,14 @@ async fn an_environment_is_built_once_and_can_run_the_worker_package() {
     repo.write(store.path()).await.expect("written");
     let target = environment::path(store.path(), lock);
     assert!(environment::is_complete(store.path(), lock));
-    assert_eq!(
-        fs::read_to_string(target.join("lock.txt")).expect("a lock"),
-        lock.text
-    );
+    assert_eq!(fs::read_to_string(target.join("lock.txt")).expect("a lock"), lock.text);
     assert!(repo.bundle.path(store.path()).is_file());
     let imported = std::process::Command::new(target.join("bin/python"))
         .args(["-c", "import outstation.worker; from importlib.metadata import version; print(version('outstation'))"])
         .output()
         .expect("starts");
     assert!(imported.status.success(), "{imported:?}");
-    assert_eq!(
-        String::from_utf8_lossy(&imported.stdout).trim(),
-        repo.runtime.outstation
-    );
+    assert_eq!(String::from_utf8_lossy(&imported.stdout).trim(), repo.runtime.outstation);
 
     let again = Repo::load(&python, dir.path()).await.expect("loads");
     assert_eq!(again.declared().expect("valid"), declared);
@@ -72,14 +66,9 @@ seen = sorted(k for k in os.environ if k.startswith(('AWS_', 'OUTSTATION_', 'SSH
 raise ValueError(f'seen {seen} home {os.listdir(os.environ[\"HOME\"])}')
 ";
     let dir = repo(spy);
-    let error = declarations::load(&python, dir.path())
-        .await
-        .expect_err("raises");
+    let error = declarations::load(&python, dir.path()).await.expect_err("raises");
     let text = two_lines(&error);
-    assert!(
-        text.contains("seen ['AWS_EC2_METADATA_DISABLED'] home []"),
-        "{text}"
-    );
+    assert!(text.contains("seen ['AWS_EC2_METADATA_DISABLED'] home []"), "{text}");
     assert!(text.contains("features.py"), "{text}");
 }
 
@@ -87,25 +76,13 @@ raise ValueError(f'seen {seen} home {os.listdir(os.environ[\"HOME\"])}')
 async fn errors_of_declarations_are_two_lines() {
     let Some(python) = python() else { return };
     let dir = repo(&GROUP.replace("environment='plain'", "environment='other'"));
-    let text = two_lines(
-        &declarations::load(&python, dir.path())
-            .await
-            .expect_err("dangles"),
-    );
+    let text = two_lines(&declarations::load(&python, dir.path()).await.expect_err("dangles"));
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
-    assert!(
-        lines[0].starts_with("error: ") && lines[0].contains("features.py:4"),
-        "{text}"
-    );
+    assert!(lines[0].starts_with("error: ") && lines[0].contains("features.py:4"), "{text}");
 
     let missing = declarations::load(&python, Path::new("/nonexistent")).await;
-    assert!(
-        missing
-            .expect_err("missing")
-            .to_string()
-            .contains("there is no folder")
-    );
+    assert!(missing.expect_err("missing").to_string().contains("there is no folder"));
     let bad = declarations::load(Path::new("/nonexistent/python"), dir.path()).await;
     assert!(two_lines(&bad.expect_err("missing")).contains("check `python` in the context"));
 }
@@ -114,11 +91,6 @@ async fn errors_of_declarations_are_two_lines() {
 async fn declarations_that_print_too_much_are_refused() {
     let Some(python) = python() else { return };
     let dir = repo("import os\nos.write(2, b'x' * 1_000_000)\n");
-    let error = declarations::load(&python, dir.path())
-        .await
-        .expect_err("too much");
-    assert!(
-        error.to_string().contains("more than 65536 bytes"),
-        "{error}"
-    );
+    let error = declarations::load(&python, dir.path()).await.expect_err("too much");
+    assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
 }

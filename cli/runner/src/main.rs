@@ -51,16 +51,9 @@ pub struct Workspace {
 impl Workspace {
     fn find() -> anyhow::Result<Workspace> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = manifest
-            .ancestors()
-            .nth(2)
-            .context("find the workspace")?
-            .to_owned();
+        let root = manifest.ancestors().nth(2).context("find the workspace")?.to_owned();
         let program = std::env::current_exe().context("find this program")?;
-        let bin_dir = program
-            .parent()
-            .context("find this program's folder")?
-            .to_owned();
+        let bin_dir = program.parent().context("find this program's folder")?.to_owned();
         Ok(Workspace { root, bin_dir })
     }
 
@@ -72,9 +65,7 @@ impl Workspace {
     }
 
     pub fn build(&self) -> anyhow::Result<()> {
-        run(self
-            .cargo()
-            .args(["build", "--workspace", "--bins", "--quiet"]))
+        run(self.cargo().args(["build", "--workspace", "--bins"]))
     }
 
     fn dev(&self, args: &[String]) -> anyhow::Result<()> {
@@ -87,10 +78,7 @@ impl Workspace {
 
     pub fn outstation_dev(&self, python: &Path) -> Command {
         let mut command = Command::new(self.bin_dir.join("outstation"));
-        command
-            .arg("dev")
-            .env("OUTSTATION_PYTHON", python)
-            .current_dir(&self.root);
+        command.arg("dev").env("OUTSTATION_PYTHON", python).current_dir(&self.root);
         command
     }
 }
@@ -105,14 +93,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    let name = program
-        .file_name()
-        .unwrap_or(command.get_program())
-        .to_string_lossy();
-    let args = command
-        .get_args()
-        .map(|arg| arg.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let name = program.file_name().unwrap_or(command.get_program()).to_string_lossy();
+    let args = command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
     format!("{name} {args}")
 }

@@ -34,13 +34,7 @@ pub fn environment(root: &Path) -> anyhow::Result<PathBuf> {
     make_venv(&base, &venv)?;
     let pip = |args: &[&str]| {
         run(Command::new(&python)
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-            ])
+            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
             .args(args)
             .current_dir(root))
         .context("hint: check the connection to the package index")
@@ -61,11 +55,7 @@ pub fn environment(root: &Path) -> anyhow::Result<PathBuf> {
 }
 
 fn present_requirements(root: &Path) -> Vec<PathBuf> {
-    REQUIREMENTS
-        .iter()
-        .map(|file| root.join(file))
-        .filter(|path| path.is_file())
-        .collect()
+    REQUIREMENTS.iter().map(|file| root.join(file)).filter(|path| path.is_file()).collect()
 }
 
 /// Everything that decides what is in the environment, as one text.
@@ -83,15 +73,10 @@ fn wanted_stamp(root: &Path, version: &str) -> String {
 /// `python3` on the path, new enough.
 fn find_python() -> anyhow::Result<(PathBuf, String)> {
     let script = "import sys; print(sys.executable); print('%d.%d.%d' % sys.version_info[:3])";
-    let output = Command::new("python3")
-        .args(["-c", script])
-        .stdin(Stdio::null())
-        .output();
+    let output = Command::new("python3").args(["-c", script]).stdin(Stdio::null()).output();
     let install =
         "hint: install Python 3.9 or newer, on Debian: apt-get install python3 python3-venv";
-    let output = output
-        .context("there is no python3 on the path")
-        .context(install)?;
+    let output = output.context("there is no python3 on the path").context(install)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let mut lines = text.lines();
     let (Some(program), Some(version), true) =
@@ -142,10 +127,7 @@ fn install_venv_package() -> anyhow::Result<()> {
     eprintln!("installing the Debian package python3-venv …");
     let apt = |args: &[&str]| {
         let mut command = Command::new("/usr/bin/apt-get");
-        run(command
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdin(Stdio::null()))
+        run(command.args(args).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null()))
     };
     // The first may fail for one bad source and the second still succeed.
     if apt(&["install", "-y", "-q", "python3-venv"]).is_err() {
@@ -161,17 +143,10 @@ mod tests {
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        for (text, new_enough) in [
-            ("3.8.19", false),
-            ("3.9.0", true),
-            ("3.11.7", true),
-            ("x", false),
-        ] {
-            assert_eq!(
-                parse_version(text).is_some_and(|v| v >= OLDEST),
-                new_enough,
-                "{text}"
-            );
+        for (text, new_enough) in
+            [("3.8.19", false), ("3.9.0", true), ("3.11.7", true), ("x", false)]
+        {
+            assert_eq!(parse_version(text).is_some_and(|v| v >= OLDEST), new_enough, "{text}");
         }
     }
 }

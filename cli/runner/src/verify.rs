@@ -16,11 +16,7 @@ fn run_all(steps: Vec<(&str, Step<'_>)>) -> anyhow::Result<()> {
         eprintln!("=== {} of {count}: {name}", number + 1);
         let started = Instant::now();
         act().with_context(|| {
-            format!(
-                "{name} failed after {}; passed before: {}",
-                secs(started),
-                listed(&passed)
-            )
+            format!("{name} failed after {}; passed before: {}", secs(started), listed(&passed))
         })?;
         eprintln!("=== {name}: {}", secs(started));
         passed.push(format!("{name} {}", secs(started)));
@@ -41,10 +37,7 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
         |args: &'static [&'static str]| step(move || crate::run(workspace.cargo().args(args)));
     run_all(vec![
         ("format", cargo(&["fmt", "--all", "--check"])),
-        (
-            "python environment",
-            step(|| python::environment(&workspace.root).map(|_| ())),
-        ),
+        ("python environment", step(|| python::environment(&workspace.root).map(|_| ()))),
         ("build", step(|| workspace.build())),
         (
             "clippy",
@@ -63,21 +56,14 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
             "python tests",
             step(|| {
                 let mut pytest = Command::new(&python);
-                pytest
-                    .args(["-m", "pytest", "-q"])
-                    .current_dir(workspace.root.join("sdk"));
+                pytest.args(["-m", "pytest", "-q"]).current_dir(workspace.root.join("sdk"));
                 crate::run(pytest.env("PYTHONDONTWRITEBYTECODE", "1"))
             }),
         ),
         (
             "outstation dev --once",
             step(|| {
-                crate::run(
-                    workspace
-                        .outstation_dev(&python)
-                        .arg("--once")
-                        .stdin(Stdio::null()),
-                )
+                crate::run(workspace.outstation_dev(&python).arg("--once").stdin(Stdio::null()))
             }),
         ),
     ])
@@ -94,30 +80,15 @@ fn tests(workspace: &Workspace, python: &Path) -> anyhow::Result<()> {
     let mut command = workspace.cargo();
     // One process per test with nextest; without it (a new machine) the same tests in threads.
     if has_nextest {
-        command.args([
-            "nextest",
-            "run",
-            "--workspace",
-            "--no-fail-fast",
-            "--status-level",
-            "fail",
-        ]);
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--status-level", "fail"]);
     } else {
         command.args(["test", "--quiet", "--workspace", "--no-fail-fast"]);
     }
-    crate::run(
-        command
-            .env("OUTSTATION_TEST_PYTHON", python)
-            .stdin(Stdio::null()),
-    )
+    crate::run(command.env("OUTSTATION_TEST_PYTHON", python).stdin(Stdio::null()))
 }
 
 fn listed(passed: &[String]) -> String {
-    if passed.is_empty() {
-        "nothing".into()
-    } else {
-        passed.join(", ")
-    }
+    if passed.is_empty() { "nothing".into() } else { passed.join(", ") }
 }
 
 fn secs(since: Instant) -> String {

@@ -35,10 +35,7 @@ pub fn pack(dir: &Path) -> anyhow::Result<Bundle> {
         total += bytes.len() as u64;
         if total > BUNDLE_BYTES_MAX {
             return Err(Failure::new(
-                format!(
-                    "the files in {} have more than {BUNDLE_BYTES_MAX} bytes",
-                    dir.display()
-                ),
+                format!("the files in {} have more than {BUNDLE_BYTES_MAX} bytes", dir.display()),
                 "keep data out of the declarations' folder, or in a hidden subfolder",
             )
             .into());
@@ -57,10 +54,7 @@ pub fn pack(dir: &Path) -> anyhow::Result<Bundle> {
             .with_context(|| format!("pack {}", path.display()))?;
     }
     let tar = tar.into_inner().context("finish the bundle")?;
-    Ok(Bundle {
-        digest: Digest::of(&tar),
-        tar,
-    })
+    Ok(Bundle { digest: Digest::of(&tar), tar })
 }
 
 fn collect(
@@ -85,9 +79,8 @@ fn collect(
             continue;
         }
         let relative = below.join(text);
-        let kind = entry
-            .file_type()
-            .with_context(|| format!("look at {}", entry.path().display()))?;
+        let kind =
+            entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?;
         if kind.is_dir() {
             if !entry.path().join("pyvenv.cfg").exists() {
                 collect(root, &relative, depth + 1, files)?;
@@ -104,9 +97,7 @@ fn collect(
 
 impl Bundle {
     pub fn path(&self, store: &Path) -> PathBuf {
-        store
-            .join("artifacts/bundles")
-            .join(format!("{}.tar", self.digest.hex()))
+        store.join("artifacts/bundles").join(format!("{}.tar", self.digest.hex()))
     }
 
     /// Writes the bundle to the store unless it is there. Says whether it wrote.
@@ -138,41 +129,22 @@ mod tests {
         tar::Archive::new(bundle.tar.as_slice())
             .entries()
             .expect("a tar")
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .path()
-                    .expect("a path")
-                    .display()
-                    .to_string()
-            })
+            .map(|entry| entry.expect("an entry").path().expect("a path").display().to_string())
             .collect()
     }
 
     #[test]
     fn the_same_files_give_the_same_bytes_wherever_and_whenever() {
-        let (one, two) = (
-            tempfile::tempdir().expect("dir"),
-            tempfile::tempdir().expect("dir"),
-        );
+        let (one, two) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
         for (dir, order) in [(&one, ["a.py", "sub/b.py"]), (&two, ["sub/b.py", "a.py"])] {
             for name in order {
                 write(dir.path(), name, name);
             }
         }
-        for junk in [
-            "__pycache__/a.pyc",
-            ".git/config",
-            "x.pyc",
-            "env/pyvenv.cfg",
-            "env/lib.py",
-        ] {
+        for junk in ["__pycache__/a.pyc", ".git/config", "x.pyc", "env/pyvenv.cfg", "env/lib.py"] {
             write(two.path(), junk, "junk");
         }
-        let (first, second) = (
-            pack(one.path()).expect("packs"),
-            pack(two.path()).expect("packs"),
-        );
+        let (first, second) = (pack(one.path()).expect("packs"), pack(two.path()).expect("packs"));
         assert_eq!(names(&second), ["a.py", "sub/b.py"]);
         assert_eq!(first.digest, second.digest);
 
@@ -188,18 +160,9 @@ mod tests {
         let store = tempfile::tempdir().expect("dir");
         assert!(bundle.write(store.path()).expect("written"));
         assert!(!bundle.write(store.path()).expect("kept"));
-        assert_eq!(
-            Digest::of(&fs::read(bundle.path(store.path())).expect("read")),
-            bundle.digest
-        );
+        assert_eq!(Digest::of(&fs::read(bundle.path(store.path())).expect("read")), bundle.digest);
 
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("b")).expect("linked");
-        assert!(
-            pack(dir.path())
-                .err()
-                .expect("refused")
-                .to_string()
-                .contains("is a link")
-        );
+        assert!(pack(dir.path()).err().expect("refused").to_string().contains("is a link"));
     }
 }

@@ -55,13 +55,9 @@ pub async fn build(
     }
 
     let uv = find_uv(python)?;
-    run(
-        &uv,
-        &["venv", "--quiet", "--no-project", "--no-config", "--python"],
-        &[python, &target],
-    )
-    .await
-    .context("make the virtual environment")?;
+    run(&uv, &["venv", "--quiet", "--no-project", "--no-config", "--python"], &[python, &target])
+        .await
+        .context("make the virtual environment")?;
     fs::write(target.join("lock.txt"), &lock.text).context("write the environment's lock")?;
     if !lock.pins.is_empty() {
         let interpreter = target.join("bin/python");
@@ -77,11 +73,7 @@ pub async fn build(
                 "--compile-bytecode",
                 "--python",
             ],
-            &[
-                &interpreter,
-                Path::new("--requirements"),
-                &target.join("lock.txt"),
-            ],
+            &[&interpreter, Path::new("--requirements"), &target.join("lock.txt")],
         )
         .await
         .context("install the locked requirements")
@@ -89,10 +81,7 @@ pub async fn build(
     }
     install_package(&target, runtime)?;
     let mut marker = fs::File::create(target.join(".complete")).context("mark as complete")?;
-    marker
-        .write_all(b"")
-        .and_then(|()| marker.sync_all())
-        .context("mark as complete")?;
+    marker.write_all(b"").and_then(|()| marker.sync_all()).context("mark as complete")?;
     drop(guard);
     Ok(true)
 }
@@ -103,7 +92,7 @@ fn install_package(target: &Path, runtime: &Runtime) -> anyhow::Result<()> {
     if !site.is_dir() {
         let what = format!("{} is missing in the new environment", site.display());
         return Err(
-            Failure::new(what, "which interpreter does `python` in the context name?").into(),
+            Failure::new(what, "which interpreter does `python` in the context name?").into()
         );
     }
     for (relative, source) in package_files(&runtime.package)? {
@@ -116,10 +105,8 @@ fn install_package(target: &Path, runtime: &Runtime) -> anyhow::Result<()> {
     }
     let info = site.join(format!("outstation-{}.dist-info", runtime.outstation));
     fs::create_dir_all(&info).with_context(|| format!("create {}", info.display()))?;
-    let metadata = format!(
-        "Metadata-Version: 2.1\nName: outstation\nVersion: {}\n",
-        runtime.outstation
-    );
+    let metadata =
+        format!("Metadata-Version: 2.1\nName: outstation\nVersion: {}\n", runtime.outstation);
     fs::write(info.join("METADATA"), metadata).context("describe the package")?;
     fs::write(info.join("INSTALLER"), "outstation\n").context("describe the package")?;
     Ok(())

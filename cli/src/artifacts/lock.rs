@@ -51,11 +51,7 @@ impl Lock {
             text.push_str(pin);
             text.push('\n');
         }
-        Lock {
-            digest: Digest::of(text.as_bytes()),
-            pins,
-            text,
-        }
+        Lock { digest: Digest::of(text.as_bytes()), pins, text }
     }
 }
 
@@ -88,31 +84,20 @@ pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
         .hint(hint)?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let last = stderr
-            .lines()
-            .last()
-            .unwrap_or("it said nothing")
-            .to_owned();
+        let last = stderr.lines().last().unwrap_or("it said nothing").to_owned();
         return Err(Failure::new(format!("{}: {last}", python.display()), hint).into());
     }
     let probe: Probe = serde_json::from_slice(&output.stdout)
         .context("the interpreter did not describe itself")
         .hint(hint)?;
-    let installed = probe
-        .package
-        .components()
-        .any(|part| part.as_os_str() == "site-packages");
+    let installed = probe.package.components().any(|part| part.as_os_str() == "site-packages");
     let outstation = if installed {
         probe.version
     } else {
         let digest = package_digest(&probe.package)?;
         format!("{}+source.{}", probe.version, &digest.hex()[..12])
     };
-    Ok(Runtime {
-        python: probe.python,
-        outstation,
-        package: probe.package,
-    })
+    Ok(Runtime { python: probe.python, outstation, package: probe.package })
 }
 
 /// Names and contents of the package's files, caches aside.
@@ -164,15 +149,8 @@ impl Requirements {
         let path = dir.join(file);
         let mut lines = Vec::new();
         read_lines(&path, 0, &mut lines)?;
-        let main = own_lines(&path)?
-            .iter()
-            .map(|line| format!("{line}\n"))
-            .collect();
-        Ok(Requirements {
-            path: Some(path),
-            main,
-            lines,
-        })
+        let main = own_lines(&path)?.iter().map(|line| format!("{line}\n")).collect();
+        Ok(Requirements { path: Some(path), main, lines })
     }
 
     fn cache_key(&self, runtime: &Runtime) -> Digest {
@@ -226,16 +204,10 @@ pub async fn lock(
     cache: &Path,
 ) -> anyhow::Result<Lock> {
     let make = |pins| Lock::new(&runtime.python, &runtime.outstation, pins);
-    let Some(path) = requirements
-        .path
-        .as_ref()
-        .filter(|_| !requirements.lines.is_empty())
-    else {
+    let Some(path) = requirements.path.as_ref().filter(|_| !requirements.lines.is_empty()) else {
         return Ok(make(BTreeSet::new()));
     };
-    let cached = cache
-        .join("locks")
-        .join(format!("{}.txt", requirements.cache_key(runtime).hex()));
+    let cached = cache.join("locks").join(format!("{}.txt", requirements.cache_key(runtime).hex()));
     if let Ok(text) = fs::read_to_string(&cached) {
         return Ok(make(parse_pins(&text)));
     }
@@ -248,14 +220,7 @@ pub async fn lock(
 
 async fn resolve(path: &Path, main: &str, python: &Path) -> anyhow::Result<String> {
     let mut child = Command::new(find_uv(python)?)
-        .args([
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-header",
-            "--no-annotate",
-            "--no-config",
-        ])
+        .args(["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"])
         .arg("--python")
         .arg(python)
         .arg("-")
@@ -270,10 +235,7 @@ async fn resolve(path: &Path, main: &str, python: &Path) -> anyhow::Result<Strin
         .spawn()
         .context("start uv")?;
     let mut stdin = child.stdin.take().expect("piped above");
-    stdin
-        .write_all(main.as_bytes())
-        .await
-        .context("hand the requirements to uv")?;
+    stdin.write_all(main.as_bytes()).await.context("hand the requirements to uv")?;
     drop(stdin);
     let output = tokio::time::timeout(RESOLVE_TIMEOUT, child.wait_with_output())
         .await
@@ -293,15 +255,10 @@ async fn resolve(path: &Path, main: &str, python: &Path) -> anyhow::Result<Strin
 
 /// Beside the interpreter, or on the path.
 pub fn find_uv(python: &Path) -> anyhow::Result<PathBuf> {
-    let beside = python
-        .parent()
-        .map(|bin| bin.join("uv"))
-        .filter(|uv| uv.is_file());
+    let beside = python.parent().map(|bin| bin.join("uv")).filter(|uv| uv.is_file());
     let on_path = || {
         let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path)
-            .map(|dir| dir.join("uv"))
-            .find(|uv| uv.is_file())
+        std::env::split_paths(&path).map(|dir| dir.join("uv")).find(|uv| uv.is_file())
     };
     beside.or_else(on_path).ok_or_else(|| {
         let what = format!("uv is neither beside {} nor on the path", python.display());
@@ -325,10 +282,7 @@ mod tests {
     fn the_lock_text_is_canonical() {
         let pins = parse_pins("# made by uv\nnumpy==2.1\n--index-url x\n\n  attrs==24\n");
         let lock = Lock::new("3.11", "0.1.0", pins);
-        assert_eq!(
-            lock.text,
-            "# python 3.11\n# outstation 0.1.0\nattrs==24\nnumpy==2.1\n"
-        );
+        assert_eq!(lock.text, "# python 3.11\n# outstation 0.1.0\nattrs==24\nnumpy==2.1\n");
         assert_eq!(lock.digest, Digest::of(lock.text.as_bytes()));
     }
 
@@ -360,10 +314,7 @@ mod tests {
         };
         let key = |requirements: Requirements| requirements.cache_key(&runtime);
         let plain = key(read("numpy\n-r other.txt\n", "attrs\n"));
-        assert_eq!(
-            plain,
-            key(read("# why\nnumpy # this\n\n-r other.txt\n", "attrs\n"))
-        );
+        assert_eq!(plain, key(read("# why\nnumpy # this\n\n-r other.txt\n", "attrs\n")));
         assert_ne!(plain, key(read("numpy\n-r other.txt\n", "attrs==1\n")));
         assert!(Requirements::read(dir.path(), Some("missing.txt")).is_err());
     }

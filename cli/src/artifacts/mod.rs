@@ -31,28 +31,19 @@ impl Repo {
         let (manifest, runtime) =
             tokio::try_join!(declarations::load(&python, dir), lock::probe(&python))?;
         let mut locks = BTreeMap::new();
-        let mut names: Vec<EnvironmentName> = manifest
-            .environments
-            .iter()
-            .map(|declared| declared.name.clone())
-            .collect();
+        let mut names: Vec<EnvironmentName> =
+            manifest.environments.iter().map(|declared| declared.name.clone()).collect();
         names.extend(manifest.groups.iter().map(|group| group.environment_name()));
+        names.sort();
+        names.dedup();
         for name in names {
-            if !locks.contains_key(&name) {
-                let requirements = Requirements::read(dir, manifest.requirements(&name))?;
-                let _spinner = progress::spinner(format!("locking environment {name}"));
-                let lock = lock::lock(&requirements, &runtime, &python, &cache_dir()).await?;
-                locks.insert(name, lock);
-            }
+            let requirements = Requirements::read(dir, manifest.requirements(&name))?;
+            let _spinner = progress::spinner(format!("locking environment {name}"));
+            let lock = lock::lock(&requirements, &runtime, &python, &cache_dir()).await?;
+            locks.insert(name, lock);
         }
         let bundle = bundle::pack(dir)?;
-        Ok(Repo {
-            manifest,
-            runtime,
-            locks,
-            bundle,
-            python,
-        })
+        Ok(Repo { manifest, runtime, locks, bundle, python })
     }
 
     pub fn declared(&self) -> anyhow::Result<Declared> {
@@ -69,10 +60,9 @@ impl Repo {
                     packages: lock.pins.len(),
                 },
             );
-            declared.groups.insert(
-                group.name.clone(),
-                group.spec(lock.digest, self.bundle.digest)?,
-            );
+            declared
+                .groups
+                .insert(group.name.clone(), group.spec(lock.digest, self.bundle.digest)?);
         }
         Ok(declared)
     }
@@ -80,12 +70,8 @@ impl Repo {
     /// Writes the bundle and every environment that a group uses to the store.
     pub async fn write(&self, store: &Path) -> anyhow::Result<()> {
         self.bundle.write(store)?;
-        let mut used: Vec<EnvironmentName> = self
-            .manifest
-            .groups
-            .iter()
-            .map(|group| group.environment_name())
-            .collect();
+        let mut used: Vec<EnvironmentName> =
+            self.manifest.groups.iter().map(|group| group.environment_name()).collect();
         used.sort();
         used.dedup();
         for name in used {

@@ -13,12 +13,13 @@ use super::departures::Departures;
 use super::layout::Layout;
 use super::load::Load;
 use super::report::Report;
-use super::system::{DevOptions, DevSystem, log_tails};
+use super::system::{DevOptions, DevSystem, check_unlocked, log_tails};
 use crate::apply::{self, ApplyOptions, Outcome};
 use crate::args;
 use crate::artifacts::Repo;
 use crate::call::since;
 use crate::clock;
+use crate::manifest::Manifest;
 use crate::message::{Failure, Hint as _};
 use crate::progress;
 use crate::values::row_to_json;
@@ -27,29 +28,21 @@ use crate::values::row_to_json;
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const LOG_LINES: usize = 20;
 
-pub async fn run(verb: args::Dev, context_path: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+pub async fn run(verb: args::Dev) -> anyhow::Result<ExitCode> {
     let mut ended = Ended::new()?;
     let started = clock::now();
     let bin_dir = std::env::current_exe().context("find this program")?;
-    let bin_dir = bin_dir
-        .parent()
-        .context("find this program's folder")?
-        .to_owned();
+    let bin_dir = bin_dir.parent().context("find this program's folder")?.to_owned();
     let options = DevOptions::new(bin_dir, &verb.state, find_python(verb.python.clone())?);
     let layout = Layout::new(&verb.state)?;
+    check_unlocked(&layout)?;
 
     let (system, run) = tokio::select! {
         // Dropping what has been started so far ends it.
         () = ended.wait() => return Ok(interrupted()),
-        begun = begin(&verb, options, &layout) => match begun {
-            Ok(begun) => begun,
-            Err(error) => {
-                eprint!("{}", log_tails(&layout, LOG_LINES));
-                return Err(error);
-            }
-        },
+        begun = begin(&verb, options, &layout) => begun?,
     };
-    let extra = extra_context(&layout, context_path);
+    let extra = extra_context(&layout);
     if let Some(extra) = &extra {
         system.context().write(extra)?;
     }
@@ -59,15 +52,14 @@ pub async fn run(verb: args::Dev, context_path: Option<PathBuf>) -> anyhow::Resu
     };
     let code = match &outcome {
         Ok(Some(report)) if verb.once => {
-            let complaints = report.complaints();
+            let complaints = match run.departures {
+                Some(_) => report.complaints(),
+                None => Vec::new(),
+            };
             for complaint in &complaints {
                 eprintln!("failed: {complaint}");
             }
-            if complaints.is_empty() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
+            if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Ok(Some(_)) => {
             what_next(&verb, &system, &run);
@@ -99,7 +91,8 @@ pub async fn run(verb: args::Dev, context_path: Option<PathBuf>) -> anyhow::Resu
 /// What is known of the declarations and the data when the system is up.
 struct Run {
     repo: Repo,
-    departures: Departures,
+    /// Not every folder of declarations comes with data to call with.
+    departures: Option<Departures>,
 }
 
 async fn begin(
@@ -116,11 +109,15 @@ async fn begin(
         repo.write(&store).await?;
         anyhow::Ok(repo)
     };
-    let (system, repo, departures) = tokio::try_join!(
-        DevSystem::start(options),
-        prepare,
-        Departures::load(&python, &verb.dir, &cache),
-    )?;
+    let start = async {
+        let started = DevSystem::start(options).await;
+        if started.is_err() {
+            eprint!("{}", log_tails(layout, LOG_LINES));
+        }
+        started
+    };
+    let (system, repo, departures) =
+        tokio::try_join!(start, prepare, Departures::load(&python, &verb.dir, &cache))?;
     drop(spinner);
     Ok((system, Run { repo, departures }))
 }
@@ -142,28 +139,18 @@ async fn use_it(
     match apply::apply_repo(system.context(), &run.repo, &options, &mut out).await? {
         Outcome::Followed(followed) if !followed.all_converged() => {
             return Err(Failure::new(
-                format!(
-                    "not everything converged: {}",
-                    apply::outcome_text(&followed)
-                ),
+                format!("not everything converged: {}", apply::outcome_text(&followed)),
                 format!("the logs are in {}", system.layout().logs().display()),
             )
             .into());
         }
         Outcome::Followed(_) | Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) => {}
     }
-    for group in run
-        .repo
-        .manifest
-        .groups
-        .iter()
-        .filter(|group| group.kind == GroupKind::Transform)
+    for group in run.repo.manifest.groups.iter().filter(|group| group.kind == GroupKind::Transform)
     {
         let wanted = group.scaling.nodes_max();
-        let spinner = progress::spinner(format!(
-            "waiting for {wanted} ready nodes of {}",
-            group.name
-        ));
+        let spinner =
+            progress::spinner(format!("waiting for {wanted} ready nodes of {}", group.name));
         system
             .wait_group(&group.name, READY_TIMEOUT, |view| {
                 view.status.as_ref().is_some_and(|status| {
@@ -172,13 +159,13 @@ async fn use_it(
             })
             .await?;
         drop(spinner);
-        eprintln!(
-            "{}: {wanted} nodes ready after {}.",
-            group.name,
-            since(started)
-        );
+        eprintln!("{}: {wanted} nodes ready after {}.", group.name, since(started));
     }
-    let report = drive(verb, system, run, started).await?;
+    let Some(departures) = &run.departures else {
+        eprintln!("No calls are made: {} has no departures.py.", verb.dir.display());
+        return Ok(Report::default());
+    };
+    let report = drive(verb, system, &run.repo.manifest, departures, started).await?;
     if verb.json {
         println!("{}", report.json());
     } else {
@@ -190,29 +177,19 @@ async fn use_it(
 async fn drive(
     verb: &args::Dev,
     system: &DevSystem,
-    run: &Run,
+    manifest: &Manifest,
+    departures: &Departures,
     started: Instant,
 ) -> anyhow::Result<Report> {
     let calls = usize::try_from(verb.calls).context("that many calls")?;
-    let manifest = &run.repo.manifest;
-    let loads = Load::of_manifest(manifest, calls, |count| {
-        run.departures.rows(count).collect()
-    })?;
+    let loads = Load::of_manifest(manifest, calls, |count| departures.rows(count).collect())?;
     let total: usize = loads.iter().map(|load| load.rows.len()).sum();
-    eprintln!(
-        "Calling with {total} of {} departures.",
-        run.departures.len()
-    );
+    eprintln!("Calling with {total} of {} departures.", departures.len());
     let bar = progress::bar(total as u64, "calls");
     let mut report = Report::default();
     let mut first = true;
     for load in loads {
-        let nodes = manifest
-            .groups
-            .iter()
-            .find(|group| group.name == load.group)
-            .map_or(1, |group| group.scaling.nodes_max());
-        let nodes = usize::try_from(nodes).context("that many nodes")?;
+        let nodes = usize::try_from(manifest.nodes_of(&load.group)).context("that many nodes")?;
         if std::mem::take(&mut first) {
             let one = Load {
                 group: load.group.clone(),
@@ -220,16 +197,12 @@ async fn drive(
                 rows: load.rows.iter().take(1).cloned().collect(),
             };
             let hidden = indicatif::ProgressBar::hidden();
-            let answer = one
-                .drive(system.context(), nodes, READY_TIMEOUT, &hidden)
-                .await?;
+            let answer = one.drive(system.context(), nodes, READY_TIMEOUT, &hidden).await?;
             if answer.errors() == 0 {
                 eprintln!("First answer after {}.", since(started));
             }
         }
-        let part = load
-            .drive(system.context(), nodes, READY_TIMEOUT, &bar)
-            .await?;
+        let part = load.drive(system.context(), nodes, READY_TIMEOUT, &bar).await?;
         let elapsed = report.elapsed + part.elapsed;
         report.merge(part);
         report.elapsed = elapsed;
@@ -243,7 +216,7 @@ fn what_next(verb: &args::Dev, system: &DevSystem, run: &Run) {
     let here = std::env::current_dir().unwrap_or_default();
     let program = program.strip_prefix(&here).unwrap_or(&program).display();
     let dir = verb.dir.display();
-    let context = match extra_context(system.layout(), None) {
+    let context = match extra_context(system.layout()) {
         Some(_) => String::new(),
         None => format!(" --context {}", system.context_path().display()),
     };
@@ -253,24 +226,19 @@ fn what_next(verb: &args::Dev, system: &DevSystem, run: &Run) {
     if let Some(group) = run.repo.manifest.groups.first() {
         line(format!("describe {}", group.name));
     }
-    let example = Load::of_manifest(&run.repo.manifest, 1, |count| {
-        run.departures.rows(count).collect()
-    });
-    if let Some((load, row)) = example.ok().as_ref().and_then(|loads| {
-        loads
-            .first()
-            .and_then(|load| Some((load, load.rows.first()?)))
-    }) {
-        let row = serde_json::Value::Object(row_to_json(row));
-        line(format!(
-            "call {} --declarations {dir} --row '{row}'",
-            load.target
-        ));
+    if let Some((target, row)) = example_call(run) {
+        line(format!("call {target} --declarations {dir} --row '{row}'"));
     }
-    line(format!(
-        "plan {dir}     # after a change in {dir}/features.py; then apply"
-    ));
+    line(format!("plan {dir}     # after a change in {dir}/features.py; then apply"));
     eprintln!("Logs: {}", system.layout().logs().display());
+}
+
+/// A row that the first service takes, and its name.
+fn example_call(run: &Run) -> Option<(String, serde_json::Value)> {
+    let departures = run.departures.as_ref()?;
+    let rows = |count| departures.rows(count).collect();
+    let load = Load::of_manifest(&run.repo.manifest, 1, rows).ok()?.into_iter().next()?;
+    Some((load.target, serde_json::Value::Object(row_to_json(load.rows.first()?))))
 }
 
 async fn stay(ended: &mut Ended, system: &DevSystem) {
@@ -294,10 +262,10 @@ fn interrupted() -> ExitCode {
 }
 
 /// The default state directory also gives the default context: `.outstation/context.toml`.
-fn extra_context(layout: &Layout, explicit: Option<PathBuf>) -> Option<PathBuf> {
+fn extra_context(layout: &Layout) -> Option<PathBuf> {
     let parent = layout.state.parent()?;
     let default = layout.state.file_name()? == "dev" && parent.file_name()? == ".outstation";
-    explicit.or_else(|| default.then(|| parent.join("context.toml")))
+    default.then(|| parent.join("context.toml"))
 }
 
 fn find_python(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
@@ -305,10 +273,7 @@ fn find_python(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(python) = explicit {
         return absolute(&here, &python);
     }
-    let found = here
-        .ancestors()
-        .map(|dir| dir.join(".venv/bin/python"))
-        .find(|p| p.is_file());
+    let found = here.ancestors().map(|dir| dir.join(".venv/bin/python")).find(|p| p.is_file());
     found
         .context("no .venv/bin/python here or above")
         .hint("`cargo dev` makes one; or name an interpreter with --python")

@@ -26,9 +26,16 @@ pub struct Departures {
 }
 
 impl Departures {
-    /// Runs `departures.py` of the example unless its output is in the cache.
-    pub async fn load(python: &Path, dir: &Path, cache: &Path) -> anyhow::Result<Departures> {
+    /// Runs the folder's `departures.py`, if it has one, unless its output is in the cache.
+    pub async fn load(
+        python: &Path,
+        dir: &Path,
+        cache: &Path,
+    ) -> anyhow::Result<Option<Departures>> {
         let script = dir.join(SCRIPT);
+        if !script.is_file() {
+            return Ok(None);
+        }
         let source = fs::read(&script)
             .with_context(|| format!("read {}", script.display()))
             .hint("`outstation dev` drives calls with the rows that this script writes")?;
@@ -43,7 +50,7 @@ impl Departures {
             let what = format!("{} wrote no rows", script.display());
             return Err(Failure::new(what, "run it by hand").into());
         }
-        Ok(Departures { text, lines })
+        Ok(Some(Departures { text, lines }))
     }
 
     pub fn len(&self) -> usize {
@@ -90,10 +97,7 @@ async fn prepare(python: &Path, script: &Path, path: &PathBuf) -> anyhow::Result
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let said = stderr.lines().find_map(|line| line.strip_prefix("error: "));
-        let last = said
-            .or(stderr.lines().last())
-            .unwrap_or("it said nothing")
-            .to_owned();
+        let last = said.or(stderr.lines().last()).unwrap_or("it said nothing").to_owned();
         return Err(Failure::new(
             format!("{} failed: {last}", script.display()),
             "install the example's requirements-data.txt into that interpreter (`cargo dev` does)",

@@ -31,9 +31,7 @@ pub struct Layout {
 impl Layout {
     pub fn new(state: &Path) -> anyhow::Result<Layout> {
         fs::create_dir_all(state).with_context(|| format!("create {}", state.display()))?;
-        let state = state
-            .canonicalize()
-            .with_context(|| format!("find {}", state.display()))?;
+        let state = state.canonicalize().with_context(|| format!("find {}", state.display()))?;
         Ok(Layout { state })
     }
 
@@ -115,11 +113,7 @@ impl Layout {
 
 fn remove(path: &Path) -> anyhow::Result<()> {
     let is_dir = fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
-    let removed = if is_dir {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let removed = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.with_context(|| format!("remove {} of an earlier run", path.display()))
 }
 
@@ -162,10 +156,7 @@ pub fn write_configs(layout: &Layout, slot: &Slot, options: &DevOptions) -> anyh
     let user_data = layout.state.join("config/user-data.sh");
     write(&user_data, &user_data_script(layout, slot, options))?;
     fs::set_permissions(&user_data, fs::Permissions::from_mode(0o755)).context("make it run")?;
-    write(
-        &layout.config("aws-sim"),
-        &aws_sim_toml(layout, slot, options, &user_data),
-    )?;
+    write(&layout.config("aws-sim"), &aws_sim_toml(layout, slot, options, &user_data))?;
     write(&layout.config("broker"), &broker_toml(layout, slot))?;
     write(&layout.config("account-agent"), &agent_toml(layout, slot))?;
     write(&layout.guardrails(), &options.guardrails.toml())
@@ -344,11 +335,9 @@ mod tests {
     fn a_reset_keeps_artifacts_and_nothing_of_the_ledgers() {
         let dir = tempfile::tempdir().expect("dir");
         let layout = Layout::new(dir.path()).expect("layout");
-        for file in [
-            "broker/broker.db",
-            "account-store/state/orders/a.json",
-            "account-store/artifacts/x",
-        ] {
+        for file in
+            ["broker/broker.db", "account-store/state/orders/a.json", "account-store/artifacts/x"]
+        {
             let path = layout.state.join(file);
             fs::create_dir_all(path.parent().expect("below")).expect("directories");
             fs::write(path, "x").expect("written");
@@ -375,12 +364,9 @@ mod tests {
             layout.guardrails(),
         ] {
             let text = fs::read_to_string(&path).expect("written above");
-            text.parse::<toml::Table>()
-                .unwrap_or_else(|error| panic!("{text}\n{error}"));
+            text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{text}\n{error}"));
         }
-        context(&layout, &slot, Path::new("/python"))
-            .write(&layout.context())
-            .expect("written");
+        context(&layout, &slot, Path::new("/python")).write(&layout.context()).expect("written");
         Context::read(&layout.context()).expect("reads back");
     }
 }

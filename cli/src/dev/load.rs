@@ -41,6 +41,7 @@ impl Load {
             .feature_services
             .iter()
             .filter_map(|service| Some((service.name.as_str(), manifest.group_of(&service.name)?)))
+            .filter(|(_, group)| manifest.nodes_of(group) > 0)
             .collect();
         let share = calls.div_ceil(services.len().max(1));
         let mut loads = Vec::new();
@@ -53,11 +54,7 @@ impl Load {
                 .map(|row| row_from_wider_json(row, &schema))
                 .collect::<Result<Vec<Row>, _>>()
                 .with_context(|| format!("fit the departures to {target}"))?;
-            loads.push(Load {
-                group: group.clone(),
-                target: target.to_owned(),
-                rows,
-            });
+            loads.push(Load { group: group.clone(), target: target.to_owned(), rows });
         }
         Ok(loads)
     }
@@ -73,10 +70,7 @@ impl Load {
         let caller = Arc::new(Caller::connect(context, &self.group).await?);
         let mut report = Report::default();
         for instance in caller.wait_for_endpoints(nodes, ready_timeout).await? {
-            report.expect(Node {
-                group: self.group.to_string(),
-                instance,
-            });
+            report.expect(Node { group: self.group.to_string(), instance });
         }
         let next = Arc::new(AtomicUsize::new(0));
         let load = Arc::new(self);
@@ -97,10 +91,7 @@ impl Load {
     async fn lane(&self, caller: &Caller, next: &AtomicUsize, progress: &ProgressBar) -> Report {
         let mut report = Report::default();
         while let Some(row) = self.rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let request = CallRequest {
-                target: self.target.clone(),
-                rows: vec![row.clone()],
-            };
+            let request = CallRequest { target: self.target.clone(), rows: vec![row.clone()] };
             let started = clock::now();
             let answered = caller.call(request, CALL_TIMEOUT).await;
             let latency = started.elapsed();
@@ -110,10 +101,7 @@ impl Load {
             };
             match (answered.node, error) {
                 (Some(instance), error) => {
-                    let node = Node {
-                        group: self.group.to_string(),
-                        instance,
-                    };
+                    let node = Node { group: self.group.to_string(), instance };
                     report.answered(node, latency, error);
                 }
                 (None, error) => {

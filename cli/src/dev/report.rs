@@ -28,11 +28,7 @@ impl Default for Tally {
     fn default() -> Self {
         let latency = Histogram::new_with_bounds(1, LATENCY_MICROS_MAX, 3)
             .expect("constant bounds that are valid");
-        Tally {
-            calls: 0,
-            errors: 0,
-            latency,
-        }
+        Tally { calls: 0, errors: 0, latency }
     }
 }
 
@@ -47,9 +43,7 @@ impl Tally {
     fn merge(&mut self, other: &Tally) {
         self.calls += other.calls;
         self.errors += other.errors;
-        self.latency
-            .add(&other.latency)
-            .expect("histograms of the same bounds");
+        self.latency.add(&other.latency).expect("histograms of the same bounds");
     }
 }
 
@@ -69,12 +63,8 @@ const MESSAGES_MAX: usize = 5;
 impl Report {
     /// A node answered; `error` if the call or one of its rows failed there.
     pub fn answered(&mut self, node: Node, latency: Duration, error: Option<String>) {
-        self.nodes
-            .entry(node)
-            .or_default()
-            .add(latency, error.is_some());
-        self.messages
-            .extend(error.filter(|_| self.messages.len() < MESSAGES_MAX));
+        self.nodes.entry(node).or_default().add(latency, error.is_some());
+        self.messages.extend(error.filter(|_| self.messages.len() < MESSAGES_MAX));
     }
 
     pub fn lost(&mut self, group: &str, error: String) {
@@ -116,22 +106,14 @@ impl Report {
             complaints.push("no call was made".to_owned());
         }
         if self.errors() > 0 {
-            complaints.push(format!(
-                "{} of {} calls failed",
-                self.errors(),
-                self.calls()
-            ));
+            complaints.push(format!("{} of {} calls failed", self.errors(), self.calls()));
         }
         for (node, tally) in &self.nodes {
             if tally.calls == 0 {
                 complaints.push(format!("{} of {} got no call", node.instance, node.group));
             }
         }
-        complaints.extend(
-            self.messages
-                .iter()
-                .map(|message| format!("a call: {message}")),
-        );
+        complaints.extend(self.messages.iter().map(|message| format!("a call: {message}")));
         complaints
     }
 
@@ -169,12 +151,7 @@ impl Report {
             }
             rows.push(row(group, crate::plan::counted(*count as u64, "node"), sum));
         }
-        table::render(
-            &[
-                "GROUP", "NODE", "CALLS", "ERRORS", "CALLS/S", "P50 MS", "P99 MS",
-            ],
-            &rows,
-        )
+        table::render(&["GROUP", "NODE", "CALLS", "ERRORS", "CALLS/S", "P50 MS", "P99 MS"], &rows)
     }
 
     pub fn json(&self) -> String {
@@ -220,10 +197,7 @@ fn millis(tally: &Tally, quantile: f64) -> String {
     if tally.latency.is_empty() {
         return "-".into();
     }
-    format!(
-        "{:.2}",
-        tally.latency.value_at_quantile(quantile) as f64 / 1000.0
-    )
+    format!("{:.2}", tally.latency.value_at_quantile(quantile) as f64 / 1000.0)
 }
 
 #[cfg(test)]
@@ -231,18 +205,12 @@ mod tests {
     use super::*;
 
     fn node(instance: &str) -> Node {
-        Node {
-            group: "delay_tsg".into(),
-            instance: instance.into(),
-        }
+        Node { group: "delay_tsg".into(), instance: instance.into() }
     }
 
     #[test]
     fn the_table_sums_its_nodes() {
-        let mut report = Report {
-            elapsed: Duration::from_secs(2),
-            ..Report::default()
-        };
+        let mut report = Report { elapsed: Duration::from_secs(2), ..Report::default() };
         for micros in [1000, 2000, 3000] {
             report.answered(node("i-a"), Duration::from_micros(micros), None);
         }
@@ -264,11 +232,7 @@ delay_tsg  2 nodes      4       0        2    2.00    8.20
         let mut report = Report::default();
         assert_eq!(report.complaints(), ["no call was made"]);
         report.expect(node("i-a"));
-        report.answered(
-            node("i-b"),
-            Duration::from_millis(1),
-            Some("it raised".into()),
-        );
+        report.answered(node("i-b"), Duration::from_millis(1), Some("it raised".into()));
         report.lost("delay_tsg", "no endpoint".into());
         assert_eq!(
             report.complaints(),

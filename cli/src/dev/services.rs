@@ -64,10 +64,7 @@ impl Spawner {
                 }
             })
             .context("start the thread that starts processes")?;
-        Ok(Spawner {
-            requests,
-            outstation,
-        })
+        Ok(Spawner { requests, outstation })
     }
 
     async fn spawn(&self, spec: &ServiceSpec) -> anyhow::Result<Child> {
@@ -94,10 +91,7 @@ impl Spawner {
         let mut command = Command::from(command);
         command.kill_on_drop(true);
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .send((command, reply))
-            .ok()
-            .context("the spawner thread has ended")?;
+        self.requests.send((command, reply)).ok().context("the spawner thread has ended")?;
         answer
             .await
             .context("the spawner thread has ended")?
@@ -129,25 +123,11 @@ impl Service {
     /// The first start happens here, so that a missing program is an error and not a loop.
     pub async fn start(spawner: &Spawner, spec: ServiceSpec) -> anyhow::Result<Service> {
         let child = spawner.spawn(&spec).await?;
-        let state = Arc::new(Mutex::new(ServiceState {
-            pid: child.id(),
-            starts: 1,
-            last_exit: None,
-        }));
+        let state =
+            Arc::new(Mutex::new(ServiceState { pid: child.id(), starts: 1, last_exit: None }));
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(keep(
-            spawner.clone(),
-            spec.clone(),
-            child,
-            state.clone(),
-            stopped,
-        ));
-        Ok(Service {
-            spec,
-            state,
-            stop,
-            task,
-        })
+        let task = tokio::spawn(keep(spawner.clone(), spec.clone(), child, state.clone(), stopped));
+        Ok(Service { spec, state, stop, task })
     }
 
     pub fn name(&self) -> &'static str {
@@ -168,10 +148,7 @@ impl Service {
     }
 
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self
-            .state()
-            .pid
-            .with_context(|| format!("{} is not running", self.spec.name))?;
+        let pid = self.state().pid.with_context(|| format!("{} is not running", self.spec.name))?;
         send(pid, signal).with_context(|| format!("signal {}", self.spec.name))
     }
 
@@ -216,11 +193,7 @@ async fn keep(
         if started.elapsed() >= WELL_AFTER {
             backoff = BACKOFF_FIRST;
         }
-        let next = if spec.restart {
-            format!("; again in {backoff:?}")
-        } else {
-            String::new()
-        };
+        let next = if spec.restart { format!("; again in {backoff:?}") } else { String::new() };
         note(&spec.log, &format!("--- {} ended: {exit}{next}", spec.name));
         if !spec.restart {
             return;
@@ -252,10 +225,7 @@ async fn end(child: &mut Child) {
         // ESRCH: it has ended by itself.
         let _ = send(pid, Signal::SIGTERM);
     }
-    if tokio::time::timeout(STOP_TIMEOUT, child.wait())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
 }
@@ -283,8 +253,5 @@ pub fn tail(log: &Path, lines: usize) -> Vec<String> {
     let from = bytes.len().saturating_sub(64 * 1024);
     let text = String::from_utf8_lossy(&bytes[from..]);
     let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect()
+    all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
 }

@@ -19,25 +19,16 @@ pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
             format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
-        stream
-            .take(ANSWER_BYTES_MAX)
-            .read_to_end(&mut answer)
-            .await?;
+        stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
     let answer = tokio::time::timeout(TIMEOUT, exchange)
         .await
         .context("the simulated AWS did not answer within 5 s")?
         .context("ask the simulated AWS")?;
-    let end = answer
-        .windows(4)
-        .position(|bytes| bytes == b"\r\n\r\n")
-        .context("half an answer")?;
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("half an answer")?;
     let status = String::from_utf8_lossy(&answer[..end]);
     let status = status.split(' ').nth(1).unwrap_or("none");
-    anyhow::ensure!(
-        status == "200",
-        "the simulated AWS answers {path} with status {status}"
-    );
+    anyhow::ensure!(status == "200", "the simulated AWS answers {path} with status {status}");
     Ok(answer[end + 4..].to_vec())
 }

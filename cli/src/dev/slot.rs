@@ -26,10 +26,7 @@ impl Slot {
             let Ok(claim) = UnixListener::bind_addr(&address) else {
                 continue;
             };
-            let slot = Slot {
-                number,
-                _claim: claim,
-            };
+            let slot = Slot { number, _claim: claim };
             if slot.ports_are_free() {
                 return Ok(slot);
             }
@@ -42,13 +39,8 @@ impl Slot {
     }
 
     fn ports_are_free(&self) -> bool {
-        let all = [
-            self.aws_sim(),
-            self.broker_link(),
-            self.broker_admin(),
-            self.nodes(),
-            self.callers(),
-        ];
+        let all =
+            [self.aws_sim(), self.broker_link(), self.broker_admin(), self.nodes(), self.callers()];
         all.iter().all(|address| {
             // A process that has just ended may still hold its port for an instant; another
             // slot is as good.

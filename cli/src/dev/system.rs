@@ -79,7 +79,7 @@ pub struct DevSystem {
     account_agent: Service,
     // Dropped last: children die with the spawner's thread.
     _spawner: Spawner,
-    _lock: File,
+    lock: File,
 }
 
 /// A debug build on a loaded two-core machine; usually well below a second.
@@ -115,7 +115,7 @@ impl DevSystem {
             broker,
             account_agent,
             _spawner: spawner,
-            _lock: lock,
+            lock,
         };
         system.wait_enrolled().await?;
         Ok(system)
@@ -217,7 +217,7 @@ impl DevSystem {
             }
             if Instant::now() + POLL >= deadline {
                 let state = match last {
-                    Some(Ok(group)) => crate::show::describe(&group, crate::clock::now_unix_secs()),
+                    Some(Ok(group)) => crate::apply::progress_line(&group),
                     Some(Err(error)) => format!("{error:#}"),
                     None => "no answer".into(),
                 };
@@ -239,10 +239,9 @@ impl DevSystem {
     /// Ends everything, in order, and checks that it is gone.
     pub async fn shutdown(self) -> anyhow::Result<()> {
         let launchers: Vec<u32> = match self.instances().await {
-            Ok(instances) => instances
-                .iter()
-                .filter_map(|instance| instance.launcher_pid)
-                .collect(),
+            Ok(instances) => {
+                instances.iter().filter_map(|instance| instance.launcher_pid).collect()
+            }
             Err(_) => Vec::new(),
         };
         // The account agent first: what follows is no drift for it to repair. The broker holds
@@ -250,6 +249,8 @@ impl DevSystem {
         self.account_agent.stop().await;
         self.broker.stop().await;
         self.aws_sim.stop().await;
+        // The next to come need not be told of a process that is gone.
+        self.lock.set_len(0).context("clear the state directory's lock")?;
         let deadline = Instant::now() + Duration::from_secs(10);
         for pid in launchers {
             while Path::new(&format!("/proc/{pid}")).exists() && !is_zombie(pid) {
@@ -267,33 +268,27 @@ impl DevSystem {
         let admin = self.admin().await?;
         until("the account agent to enroll", &self.services(), || async {
             // The broker may be restarting.
-            admin
-                .agents()
-                .await
-                .is_ok_and(|agents| agents.iter().any(|agent| agent.connected))
+            admin.agents().await.is_ok_and(|agents| agents.iter().any(|agent| agent.connected))
         })
         .await
     }
 }
 
 fn is_zombie(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit(") ")
-            .next()
-            .is_some_and(|rest| rest.starts_with('Z'))
-    })
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
+/// Fails early, before anything of the system that runs there is touched or shown.
+pub fn check_unlocked(layout: &Layout) -> anyhow::Result<()> {
+    lock_state(layout)?.set_len(0).context("clear the state directory's lock")
 }
 
 /// One dev system per state directory; whoever comes second learns who is there.
 fn lock_state(layout: &Layout) -> anyhow::Result<File> {
     let path = layout.state.join("dev.lock");
-    let mut file = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
+    let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let mut file = open.with_context(|| format!("open {}", path.display()))?;
     if file.try_lock().is_err() {
         let mut pid = String::new();
         // Only for the message.
@@ -358,10 +353,8 @@ async fn start_aws_sim(
     slot: &Slot,
 ) -> anyhow::Result<Service> {
     // Not started again: its instances would be gone, which no real AWS does.
-    let spec = ServiceSpec {
-        restart: false,
-        ..spec("aws-sim", "aws-sim", &["serve"], options, layout)
-    };
+    let spec =
+        ServiceSpec { restart: false, ..spec("aws-sim", "aws-sim", &["serve"], options, layout) };
     let service = Service::start(spawner, spec).await?;
     until("the simulated AWS", &[&service], || async {
         sim::get(slot.aws_sim(), "/_sim/health").await.is_ok()
@@ -377,21 +370,15 @@ async fn start_broker_and_agent(
     slot: &Slot,
     context: &Context,
 ) -> anyhow::Result<(Service, Service)> {
-    let broker = Service::start(
-        spawner,
-        spec("broker", "outstation-broker", &[], options, layout),
-    )
-    .await?;
+    let broker =
+        Service::start(spawner, spec("broker", "outstation-broker", &[], options, layout)).await?;
     until("the broker", &[&broker], || async {
         layout.broker_root().is_file()
             && layout.broker_token().is_file()
             && TcpStream::connect(slot.broker_admin()).await.is_ok()
     })
     .await?;
-    let token = Admin::connect(context)
-        .await?
-        .create_join_token(JOIN_TOKEN_VALID_SECS)
-        .await?;
+    let token = Admin::connect(context).await?.create_join_token(JOIN_TOKEN_VALID_SECS).await?;
     std::fs::write(layout.join_token(), "").context("write the join token")?;
     std::fs::set_permissions(layout.join_token(), std::fs::Permissions::from_mode(0o600))
         .context("keep the join token to ourselves")?;
@@ -399,13 +386,7 @@ async fn start_broker_and_agent(
 
     let agent = ServiceSpec {
         env: layout::agent_credentials(),
-        ..spec(
-            "account-agent",
-            "outstation-agent",
-            &["account"],
-            options,
-            layout,
-        )
+        ..spec("account-agent", "outstation-agent", &["account"], options, layout)
     };
     let agent = Service::start(spawner, agent).await?;
     until("the account agent", &[&broker, &agent], || async {
@@ -426,9 +407,7 @@ async fn until<F: Future<Output = bool>>(
     let deadline = Instant::now() + START_TIMEOUT;
     while !ready().await {
         for service in services {
-            let ServiceState {
-                starts, last_exit, ..
-            } = service.state();
+            let ServiceState { starts, last_exit, .. } = service.state();
             if service.is_over() || starts > DEATHS_MAX {
                 let exit = last_exit.unwrap_or_else(|| "it ended".into());
                 return Err(failed_start(
@@ -466,10 +445,7 @@ pub fn log_tails(layout: &Layout, lines: usize) -> String {
         };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         paths.sort();
-        for path in paths
-            .iter()
-            .filter(|path| path.extension().is_some_and(|ext| ext == "log"))
-        {
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|ext| ext == "log")) {
             text.push_str(&format!("--- {}\n", path.display()));
             for line in tail(path, lines) {
                 text.push_str(&format!("    {line}\n"));

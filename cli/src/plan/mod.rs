@@ -107,10 +107,7 @@ pub fn plan(declared: &Declared, newest: &BTreeMap<GroupName, Newest>) -> Plan {
         .filter(|(_, environment)| !known.contains(&environment.digest))
         .map(|(name, environment)| (name.clone(), environment.clone()))
         .collect();
-    Plan {
-        new_environments,
-        changes,
-    }
+    Plan { new_environments, changes }
 }
 
 /// The plan of `destroy`: the groups named, or all of them.
@@ -120,29 +117,18 @@ pub fn plan_destroy(newest: &BTreeMap<GroupName, Newest>, only: Option<&GroupNam
         .filter(|(name, _)| only.is_none_or(|only| only == *name))
         .filter_map(|(name, held)| removal_of(held).map(|change| (name.clone(), change)))
         .collect();
-    Plan {
-        new_environments: BTreeMap::new(),
-        changes,
-    }
+    Plan { new_environments: BTreeMap::new(), changes }
 }
 
 fn change_of(spec: &GroupSpec, newest: Option<&Newest>) -> Change {
     let spec = spec.clone();
-    let Some(Newest {
-        intent: Intent::Apply(present),
-        refused,
-        ..
-    }) = newest
-    else {
+    let Some(Newest { intent: Intent::Apply(present), refused, .. }) = newest else {
         return Change::Create { spec };
     };
     let fields = differences(present, &spec);
     match refused {
         _ if !fields.is_empty() => Change::Update { spec, fields },
-        Some(refused) => Change::Retry {
-            spec,
-            refused: refused.clone(),
-        },
+        Some(refused) => Change::Retry { spec, refused: refused.clone() },
         None => Change::Unchanged { spec },
     }
 }
@@ -161,42 +147,21 @@ fn differences(from: &GroupSpec, to: &GroupSpec) -> Vec<FieldChange> {
     let mut fields = Vec::new();
     let mut compare = |field: &str, from: String, to: String| {
         if from != to {
-            fields.push(FieldChange {
-                field: field.to_owned(),
-                from,
-                to,
-            });
+            fields.push(FieldChange { field: field.to_owned(), from, to });
         }
     };
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
     compare("kind", from.kind.to_string(), to.kind.to_string());
     compare("nodes", nodes(&from.scaling), nodes(&to.scaling));
-    compare(
-        "environment",
-        from.environment.name.to_string(),
-        to.environment.name.to_string(),
-    );
-    compare(
-        "packages",
-        from.environment.digest.short(),
-        to.environment.digest.short(),
-    );
+    compare("environment", from.environment.name.to_string(), to.environment.name.to_string());
+    compare("packages", from.environment.digest.short(), to.environment.digest.short());
     compare("functions", from.bundle.short(), to.bundle.short());
     compare("owner", text(&from.owner), text(&to.owner));
-    compare(
-        "description",
-        text(&from.description),
-        text(&to.description),
-    );
-    compare(
-        "prevent_destroy",
-        from.prevent_destroy.to_string(),
-        to.prevent_destroy.to_string(),
-    );
-    for (prefix, from, to) in [
-        ("tag", &from.tags, &to.tags),
-        ("option", &from.options, &to.options),
-    ] {
+    compare("description", text(&from.description), text(&to.description));
+    compare("prevent_destroy", from.prevent_destroy.to_string(), to.prevent_destroy.to_string());
+    for (prefix, from, to) in
+        [("tag", &from.tags, &to.tags), ("option", &from.options, &to.options)]
+    {
         let keys: std::collections::BTreeSet<&String> = from.keys().chain(to.keys()).collect();
         for key in keys {
             compare(
@@ -241,13 +206,7 @@ impl Plan {
     }
 
     pub fn is_empty(&self) -> bool {
-        let Counts {
-            create,
-            update,
-            destroy,
-            forbidden,
-            unchanged: _,
-        } = self.counts();
+        let Counts { create, update, destroy, forbidden, unchanged: _ } = self.counts();
         create + update + destroy + forbidden == 0
     }
 

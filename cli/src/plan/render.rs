@@ -52,20 +52,10 @@ pub fn text(plan: &Plan) -> String {
                 );
             }
             Change::Destroy { spec } => {
-                row(
-                    &mut out,
-                    '-',
-                    spec,
-                    &format!("{}, no longer declared", summary(spec)),
-                );
+                row(&mut out, '-', spec, &format!("{}, no longer declared", summary(spec)));
             }
             Change::Forbidden { spec } => {
-                row(
-                    &mut out,
-                    '!',
-                    spec,
-                    "no longer declared, but protected by prevent_destroy",
-                );
+                row(&mut out, '!', spec, "no longer declared, but protected by prevent_destroy");
             }
             Change::Unchanged { .. } => {}
         }
@@ -88,13 +78,7 @@ fn summary(spec: &GroupSpec) -> String {
 }
 
 fn closing(plan: &Plan) -> String {
-    let Counts {
-        create,
-        update,
-        destroy,
-        forbidden,
-        unchanged,
-    } = plan.counts();
+    let Counts { create, update, destroy, forbidden, unchanged } = plan.counts();
     let groups = |count: usize| counted(count as u64, "group");
     if plan.is_empty() {
         return match unchanged {
@@ -183,11 +167,7 @@ pub fn json(plan: &Plan) -> String {
         .iter()
         .map(|(name, environment)| EnvironmentJson { name, environment })
         .collect();
-    let plan = PlanJson {
-        new_environments,
-        changes,
-        counts: plan.counts(),
-    };
+    let plan = PlanJson { new_environments, changes, counts: plan.counts() };
     let mut text = serde_json::to_string_pretty(&plan).expect("a plan always serializes");
     text.push('\n');
     text

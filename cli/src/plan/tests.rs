@@ -11,9 +11,7 @@ fn name(raw: &str) -> GroupName {
 fn spec(nodes: u32) -> GroupSpec {
     GroupSpec {
         kind: GroupKind::Transform,
-        scaling: Scaling::Provisioned {
-            desired_nodes: nodes,
-        },
+        scaling: Scaling::Provisioned { desired_nodes: nodes },
         environment: EnvironmentRef {
             name: EnvironmentName::try_from("flights").expect("a valid name"),
             digest: Digest::of(b"environment"),
@@ -39,10 +37,7 @@ fn declared(groups: &[(&str, GroupSpec)]) -> Declared {
             .iter()
             .map(|(_, spec)| (spec.environment.name.clone(), environment.clone()))
             .collect(),
-        groups: groups
-            .iter()
-            .map(|(group, spec)| (name(group), spec.clone()))
-            .collect(),
+        groups: groups.iter().map(|(group, spec)| (name(group), spec.clone())).collect(),
     }
 }
 
@@ -67,20 +62,13 @@ fn check(declared: &Declared, newest: &BTreeMap<GroupName, Newest>, wanted: &str
 
 #[test]
 fn groups_are_created_updated_destroyed_and_left_alone() {
-    let protected = GroupSpec {
-        prevent_destroy: true,
-        ..spec(1)
-    };
+    let protected = GroupSpec { prevent_destroy: true, ..spec(1) };
     let mut tagged = spec(5);
     tagged.tags.insert("team".into(), "ml".into());
     tagged.bundle = Digest::of(b"other");
     tagged.owner = None;
 
-    check(
-        &declared(&[]),
-        &newest(&[]),
-        "Nothing is declared and nothing is there.\n",
-    );
+    check(&declared(&[]), &newest(&[]), "Nothing is declared and nothing is there.\n");
     check(
         &declared(&[("delay", spec(3))]),
         &newest(&[]),
@@ -90,10 +78,7 @@ fn groups_are_created_updated_destroyed_and_left_alone() {
     );
     check(
         &declared(&[("delay", spec(3))]),
-        &newest(&[
-            ("delay", 4, Intent::Apply(spec(3))),
-            ("gone", 2, Intent::Destroy),
-        ]),
+        &newest(&[("delay", 4, Intent::Apply(spec(3))), ("gone", 2, Intent::Destroy)]),
         "Nothing to do: 1 group as declared.\n",
     );
     check(
@@ -132,20 +117,11 @@ fn a_refused_order_is_asked_again() {
 
 #[test]
 fn an_empty_declaration_is_noticed() {
-    let present = newest(&[
-        ("a", 1, Intent::Apply(spec(1))),
-        ("b", 1, Intent::Apply(spec(1))),
-    ]);
-    for (groups, empties) in [
-        (vec![], true),
-        (vec![("a", spec(1))], false),
-        (vec![("c", spec(1))], false),
-    ] {
-        assert_eq!(
-            plan(&declared(&groups), &present).empties_the_account(),
-            empties,
-            "{groups:?}"
-        );
+    let present = newest(&[("a", 1, Intent::Apply(spec(1))), ("b", 1, Intent::Apply(spec(1)))]);
+    for (groups, empties) in
+        [(vec![], true), (vec![("a", spec(1))], false), (vec![("c", spec(1))], false)]
+    {
+        assert_eq!(plan(&declared(&groups), &present).empties_the_account(), empties, "{groups:?}");
     }
     assert!(!plan(&declared(&[]), &newest(&[])).empties_the_account());
     let only = plan_destroy(&present, Some(&name("a")));
@@ -179,42 +155,21 @@ fn an_order_follows_the_newest_by_one() {
         .iter()
         .map(|order| {
             let parent = order.parent == present.get(&order.group).map(|newest| newest.digest);
-            (
-                order.group.as_str(),
-                order.generation.0,
-                parent,
-                order.is_tombstone(),
-            )
+            (order.group.as_str(), order.generation.0, parent, order.is_tombstone())
         })
         .collect();
-    assert_eq!(
-        seen,
-        [
-            ("fresh", 1, true, false),
-            ("gone", 8, true, false),
-            ("old", 2, true, true)
-        ]
-    );
-    assert!(
-        orders
-            .iter()
-            .all(|order| order.accept_before_unix_secs == 1000 + ACCEPT_WITHIN_SECS)
-    );
+    assert_eq!(seen, [("fresh", 1, true, false), ("gone", 8, true, false), ("old", 2, true, true)]);
+    assert!(orders.iter().all(|order| order.accept_before_unix_secs == 1000 + ACCEPT_WITHIN_SECS));
     for order in orders {
         let envelope = order.clone().into_envelope();
-        assert_eq!(
-            Order::from_envelope(&envelope).expect("a valid order"),
-            order
-        );
+        assert_eq!(Order::from_envelope(&envelope).expect("a valid order"), order);
     }
 }
 
 #[test]
 fn the_json_is_for_programs() {
-    let plan = plan(
-        &declared(&[("delay", spec(5))]),
-        &newest(&[("delay", 1, Intent::Apply(spec(3)))]),
-    );
+    let plan =
+        plan(&declared(&[("delay", spec(5))]), &newest(&[("delay", 1, Intent::Apply(spec(3)))]));
     let json: serde_json::Value = serde_json::from_str(&render::json(&plan)).expect("valid JSON");
     assert_eq!(json["changes"][0]["action"], "update");
     assert_eq!(

@@ -9,7 +9,7 @@ use outstation_protocol::model::GroupSpec;
 use outstation_protocol::order::Intent;
 use time::OffsetDateTime;
 
-use crate::view::{GroupView, Status};
+use crate::view::{GroupView, Refused, Status};
 
 /// `3 s ago`, in the largest unit that leaves a number.
 pub fn ago(then_unix_secs: u64, now_unix_secs: u64) -> String {
@@ -25,19 +25,13 @@ pub fn ago(then_unix_secs: u64, now_unix_secs: u64) -> String {
 /// `14:02` of today in UTC, with the date when it is another day.
 fn clock_time(at_unix_secs: u64, now_unix_secs: u64) -> String {
     let parse = |secs: u64| {
-        i64::try_from(secs)
-            .ok()
-            .and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok())
+        i64::try_from(secs).ok().and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok())
     };
     let (Some(at), Some(now)) = (parse(at_unix_secs), parse(now_unix_secs)) else {
         return format!("at {at_unix_secs}");
     };
     let time = format!("{:02}:{:02} UTC", at.hour(), at.minute());
-    if at.date() == now.date() {
-        time
-    } else {
-        format!("{} {time}", at.date())
-    }
+    if at.date() == now.date() { time } else { format!("{} {time}", at.date()) }
 }
 
 pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
@@ -48,17 +42,9 @@ pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
     };
     write!(out, "{}{kind}  {}", group.name, group.phase()).expect("writing to a string");
     if let Some(status) = &group.status {
-        let Status {
-            desired_nodes,
-            observed_nodes,
-            ready_nodes,
-            ..
-        } = status;
-        write!(
-            out,
-            "   desired {desired_nodes}  observed {observed_nodes}  ready {ready_nodes}"
-        )
-        .expect("writing to a string");
+        let Status { desired_nodes, observed_nodes, ready_nodes, .. } = status;
+        write!(out, "   desired {desired_nodes}  observed {observed_nodes}  ready {ready_nodes}")
+            .expect("writing to a string");
     }
     writeln!(out, "   {}", answers(group, now_unix_secs)).expect("writing to a string");
 
@@ -69,16 +55,16 @@ pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
         let since = ago(status.phase_since_unix_secs, now_unix_secs);
         row("reason", &format!("{} (since {since})", status.reason));
     } else {
-        row(
-            "reason",
-            "the account agent has not reported on this group yet",
-        );
+        row("reason", "the account agent has not reported on this group yet");
     }
     match &group.intent {
         Intent::Apply(spec) => spec_rows(spec, &mut row),
         Intent::Destroy => row("order", "destroy this group"),
     }
-    if let Some(refused) = &group.refused {
+    // An order that was accepted since makes an older refusal history.
+    let accepted = group.accepted.as_ref().map(|accepted| accepted.generation);
+    let standing = |refused: &&Refused| accepted.is_none_or(|at| refused.generation > at);
+    if let Some(refused) = group.refused.as_ref().filter(standing) {
         row(
             "refused",
             &format!(
@@ -102,18 +88,13 @@ pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
 
 fn answers(group: &GroupView, now_unix_secs: u64) -> String {
     let mut text = format!("generation {}", group.generation);
-    for (what, answer) in [
-        ("accepted", &group.accepted),
-        ("converged", &group.converged),
-    ] {
+    for (what, answer) in [("accepted", &group.accepted), ("converged", &group.converged)] {
         if let Some(answer) = answer {
-            let of = if answer.generation == group.generation {
-                String::new()
-            } else {
-                format!(" {}", answer.generation)
-            };
             let ago = ago(answer.at_unix_secs, now_unix_secs);
-            write!(text, ", {what}{of} {ago}").expect("writing to a string");
+            write!(text, ", {what} {ago}").expect("writing to a string");
+            if answer.generation != group.generation {
+                write!(text, " (generation {})", answer.generation).expect("writing to a string");
+            }
         }
     }
     if group.accepted.is_none() && group.refused.is_none() {
@@ -124,14 +105,7 @@ fn answers(group: &GroupView, now_unix_secs: u64) -> String {
 }
 
 fn spec_rows(spec: &GroupSpec, row: &mut impl FnMut(&str, &str)) {
-    row(
-        "environment",
-        &format!(
-            "{}  {}",
-            spec.environment.name,
-            spec.environment.digest.short()
-        ),
-    );
+    row("environment", &format!("{}  {}", spec.environment.name, spec.environment.digest.short()));
     row("functions", &spec.bundle.short());
     if let Some(owner) = &spec.owner {
         row("owner", owner);
@@ -140,10 +114,7 @@ fn spec_rows(spec: &GroupSpec, row: &mut impl FnMut(&str, &str)) {
         row("description", description);
     }
     let pairs = |map: &std::collections::BTreeMap<String, String>| {
-        map.iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect::<Vec<_>>()
-            .join(", ")
+        map.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(", ")
     };
     if !spec.tags.is_empty() {
         row("tags", &pairs(&spec.tags));
@@ -161,24 +132,17 @@ fn status_rows(status: &Status, now_unix_secs: u64, row: &mut impl FnMut(&str, &
         row("held", "nothing");
     }
     for held in &status.held {
-        let generation = held.generation.map_or(String::new(), |generation| {
-            format!("generation {generation}: ")
-        });
-        row(
-            "held",
-            &format!("{generation}{}: {}", held.rule, held.message),
-        );
+        let generation = held
+            .generation
+            .map_or(String::new(), |generation| format!("generation {generation}: "));
+        row("held", &format!("{generation}{}: {}", held.rule, held.message));
         row("", &format!("hint: {}", held.hint));
     }
     if status.drift.is_empty() {
         row("drift", "none");
     }
     for drift in &status.drift {
-        let outcome = if drift.repaired {
-            "repaired"
-        } else {
-            "not repaired"
-        };
+        let outcome = if drift.repaired { "repaired" } else { "not repaired" };
         let at = clock_time(drift.at_unix_secs, now_unix_secs);
         row("drift", &format!("{}, {outcome} {at}", drift.change));
     }
@@ -201,17 +165,7 @@ fn nodes(status: &Status, now_unix_secs: u64) -> String {
             ]
         })
         .collect();
-    table::render(
-        &[
-            "  NODE",
-            "PHASE",
-            "ENDPOINT",
-            "FUNCTIONS",
-            "SINCE",
-            "REASON",
-        ],
-        &rows,
-    )
+    table::render(&["  NODE", "PHASE", "ENDPOINT", "FUNCTIONS", "SINCE", "REASON"], &rows)
 }
 
 pub fn groups(groups: &[GroupView], now_unix_secs: u64) -> String {
@@ -223,18 +177,13 @@ pub fn groups(groups: &[GroupView], now_unix_secs: u64) -> String {
                 Intent::Destroy => ("-".into(), "-".into()),
             };
             let count = |pick: fn(&Status) -> u32| {
-                group
-                    .status
-                    .as_ref()
-                    .map_or("-".to_owned(), |status| pick(status).to_string())
+                group.status.as_ref().map_or("-".to_owned(), |status| pick(status).to_string())
             };
             let note = match group.refusal_of(group.generation) {
                 Some(refused) => format!("refused: {}", refused.message),
-                None => group
-                    .status
-                    .as_ref()
-                    .map(|status| status.reason.clone())
-                    .unwrap_or_default(),
+                None => {
+                    group.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default()
+                }
             };
             vec![
                 group.name.to_string(),
@@ -271,9 +220,10 @@ pub fn agents(agents: &[Agent], now_unix_secs: u64) -> String {
     let rows: Vec<Vec<String>> = agents
         .iter()
         .map(|agent| {
-            let data_plane = agent.data_plane.as_ref().map_or("-".into(), |plane| {
-                format!("{}/{}", plane.account, plane.region)
-            });
+            let data_plane = agent
+                .data_plane
+                .as_ref()
+                .map_or("-".into(), |plane| format!("{}/{}", plane.account, plane.region));
             let link = if agent.connected { "connected" } else { "gone" };
             vec![
                 agent.id.clone(),

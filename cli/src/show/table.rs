@@ -15,8 +15,7 @@ pub fn render(header: &[&str], rows: &[Vec<String>]) -> String {
         .map(|column| {
             !rows.is_empty()
                 && rows.iter().all(|row| {
-                    row.get(column)
-                        .is_some_and(|cell| cell == "-" || cell.parse::<f64>().is_ok())
+                    row.get(column).is_some_and(|cell| cell == "-" || cell.parse::<f64>().is_ok())
                 })
         })
         .collect();
@@ -48,9 +47,6 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = [("delay", "12"), ("x", "3")].map(|(a, b)| vec![a.to_owned(), b.to_owned()]);
-        assert_eq!(
-            render(&["GROUP", "N"], &rows),
-            "GROUP   N\ndelay  12\nx       3\n"
-        );
+        assert_eq!(render(&["GROUP", "N"], &rows), "GROUP   N\ndelay  12\nx       3\n");
     }
 }

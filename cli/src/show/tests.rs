@@ -1,7 +1,7 @@
 //! Golden texts of the verbs that show.
 
 use super::*;
-use crate::view::{Answer, Drift, Held, Node, Refused};
+use crate::view::{Answer, Drift, Held, Node};
 use outstation_protocol::ids::{Digest, EnvironmentName, Generation, GroupName};
 use outstation_protocol::model::{EnvironmentRef, GroupKind, Scaling};
 
@@ -33,15 +33,9 @@ fn group() -> GroupView {
             prevent_destroy: true,
             options: [("workers".to_owned(), "2".to_owned())].into(),
         }),
-        accepted: Some(Answer {
-            generation: Generation(4),
-            at_unix_secs: 998,
-        }),
+        accepted: Some(Answer { generation: Generation(4), at_unix_secs: 998 }),
         refused: None,
-        converged: Some(Answer {
-            generation: Generation(4),
-            at_unix_secs: 999,
-        }),
+        converged: Some(Answer { generation: Generation(4), at_unix_secs: 999 }),
         status: Some(Status {
             phase: "READY".into(),
             desired_nodes: 3,
@@ -54,11 +48,7 @@ fn group() -> GroupView {
             drift: vec![],
             nodes: vec![
                 node("i-0123456789abcdef0", "ready", None),
-                node(
-                    "i-0123456789abcdef1",
-                    "warming",
-                    Some("importing the functions"),
-                ),
+                node("i-0123456789abcdef1", "warming", Some("importing the functions")),
             ],
         }),
     }
@@ -108,16 +98,14 @@ fn describe_shows_what_was_refused_and_held_and_why() {
     });
     for (at_unix_secs, repaired) in [(50_520, true), (1, false)] {
         let change = "desired count 3 -> 5".into();
-        status.drift.push(Drift {
-            change,
-            repaired,
-            at_unix_secs: 86_400 + at_unix_secs,
-        });
+        status.drift.push(Drift { change, repaired, at_unix_secs: 86_400 + at_unix_secs });
     }
     let text = describe(&group, 2 * 86_400 - 1);
     let lines: Vec<&str> = text.lines().collect();
     assert!(
-        lines[0].contains("generation 5, accepted 4 47 h ago, converged 4 47 h ago"),
+        lines[0].contains(
+            "generation 5, accepted 47 h ago (generation 4), converged 47 h ago (generation 4)"
+        ),
         "{text}"
     );
     for wanted in [
@@ -128,6 +116,22 @@ fn describe_shows_what_was_refused_and_held_and_why() {
         "  drift        desired count 3 -> 5, not repaired 00:00 UTC",
     ] {
         assert!(lines.contains(&wanted), "{wanted}\n{text}");
+    }
+}
+
+#[test]
+fn a_refusal_is_history_once_a_later_order_was_accepted() {
+    let mut group = group();
+    let refused = |generation| Refused {
+        generation: Generation(generation),
+        at_unix_secs: 999,
+        rule: "guardrail".into(),
+        message: "90 nodes".into(),
+        hint: "ask".into(),
+    };
+    for (generation, shown) in [(3, false), (5, true)] {
+        group.refused = Some(refused(generation));
+        assert_eq!(describe(&group, 1000).contains("refused"), shown, "{generation}");
     }
 }
 
