@@ -36,6 +36,7 @@ fn a_supervised_process_dies_with_the_thread_that_started_it() {
         tell.send(child.id()).expect("the test waits");
         // An error means that the test has ended.
         let _ = released.recv();
+        child
     });
     let pid = told.recv().expect("a process id");
     let runs_sleep = || {
@@ -45,8 +46,9 @@ fn a_supervised_process_dies_with_the_thread_that_started_it() {
     wait_until("the command to run in the supervised process", runs_sleep);
     assert!(is_alive(pid));
     drop(release);
-    parent.join().expect("ends");
+    let mut child = parent.join().expect("ends");
     wait_until("the kernel to end it", || !is_alive(pid));
+    assert!(child.wait().expect("ended").to_string().contains("signal: 9"));
 }
 
 #[test]

@@ -23,33 +23,37 @@ pub fn environment(root: &Path) -> anyhow::Result<PathBuf> {
     let venv = root.join(".venv");
     let python = venv.join("bin/python");
     let stamp = venv.join(".outstation-stamp");
-    let wanted = wanted_stamp(root, &version);
-    if python.exists() && fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == wanted) {
+    // Two commands at once: the second waits and finds it made.
+    let lock = root.join("target/.venv.lock");
+    fs::create_dir_all(root.join("target")).context("create target/")?;
+    let lock = fs::File::create(&lock).with_context(|| format!("open {}", lock.display()))?;
+    lock.lock().context("wait for another command that makes .venv")?;
+
+    let identity = format!("python {version}\nroot {}\n", root.display());
+    let wanted = wanted_stamp(root, &identity);
+    let present = fs::read_to_string(&stamp).unwrap_or_default();
+    if python.exists() && present == wanted {
         return Ok(python);
     }
     eprintln!("making the Python environment .venv …");
-    if venv.exists() {
-        fs::remove_dir_all(&venv).context("remove the outdated .venv")?;
+    // Of another interpreter or of a repo that has moved: nothing in it can stay.
+    if !python.exists() || !present.starts_with(&identity) {
+        if venv.exists() {
+            fs::remove_dir_all(&venv).context("remove the outdated .venv")?;
+        }
+        make_venv(&base, &venv)?;
     }
-    make_venv(&base, &venv)?;
-    let pip = |args: &[&str]| {
-        run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(args)
-            .current_dir(root))
-        .context("hint: check the connection to the package index")
-    };
-    pip(&["uv"])?;
+    let index = "hint: check the connection to the package index";
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]);
+    run(&mut pip).context(index)?;
     let mut install = Command::new(venv.join("bin/uv"));
-    install
-        .args(["pip", "install", "--quiet", "--no-config", "--python"])
-        .arg(&python)
-        .args(["--editable", "sdk"])
-        .current_dir(root);
+    install.args(["pip", "install", "--quiet", "--no-config", "--python"]).arg(&python);
+    install.args(["--editable", "sdk"]).current_dir(root);
     for file in present_requirements(root) {
         install.arg("--requirement").arg(file);
     }
-    run(&mut install).context("hint: check the connection to the package index")?;
+    run(&mut install).context(index)?;
     fs::write(&stamp, wanted).context("remember what is in .venv")?;
     Ok(python)
 }
@@ -59,8 +63,8 @@ fn present_requirements(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Everything that decides what is in the environment, as one text.
-fn wanted_stamp(root: &Path, version: &str) -> String {
-    let mut text = format!("python {version}\nroot {}\n", root.display());
+fn wanted_stamp(root: &Path, identity: &str) -> String {
+    let mut text = identity.to_owned();
     let mut files = present_requirements(root);
     files.push(root.join("sdk/pyproject.toml"));
     for file in files {

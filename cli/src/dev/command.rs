@@ -201,6 +201,7 @@ async fn drive(
             if answer.errors() == 0 {
                 eprintln!("First answer after {}.", since(started));
             }
+            bar.reset();
         }
         let part = load.drive(system.context(), nodes, READY_TIMEOUT, &bar).await?;
         let elapsed = report.elapsed + part.elapsed;
