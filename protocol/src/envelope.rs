@@ -62,11 +62,7 @@ struct DsseSignature {
 impl Envelope {
     /// An envelope around `payload` that nobody has signed.
     pub fn unsigned(payload: Vec<u8>) -> Envelope {
-        Envelope {
-            payload_type: ORDER_PAYLOAD_TYPE.to_owned(),
-            payload,
-            signatures: Vec::new(),
-        }
+        Envelope { payload_type: ORDER_PAYLOAD_TYPE.to_owned(), payload, signatures: Vec::new() }
     }
 
     /// DSSE's PAE: the bytes that a signature covers.
@@ -93,11 +89,7 @@ impl Envelope {
         if count > SIGNATURES_MAX {
             return Err(EnvelopeError::TooManySignatures { count });
         }
-        let signatures: usize = self
-            .signatures
-            .iter()
-            .map(|s| s.keyid.len() + s.sig.len())
-            .sum();
+        let signatures: usize = self.signatures.iter().map(|s| s.keyid.len() + s.sig.len()).sum();
         let bytes = self.payload_type.len() + self.payload.len() + signatures;
         if bytes > ENVELOPE_BYTES_MAX {
             return Err(EnvelopeError::TooLarge { bytes });
@@ -112,10 +104,7 @@ impl Envelope {
             signatures: self
                 .signatures
                 .iter()
-                .map(|s| DsseSignature {
-                    keyid: s.keyid.clone(),
-                    sig: BASE64.encode(&s.sig),
-                })
+                .map(|s| DsseSignature { keyid: s.keyid.clone(), sig: BASE64.encode(&s.sig) })
                 .collect(),
         };
         serde_json::to_vec(&dsse).expect("strings and lists always serialize")
@@ -123,23 +112,15 @@ impl Envelope {
 
     pub fn from_json(json: &[u8]) -> Result<Envelope, EnvelopeError> {
         let dsse: Dsse = serde_json::from_slice(json).map_err(EnvelopeError::Json)?;
-        let decode = |field, text: &str| {
-            BASE64
-                .decode(text)
-                .map_err(|_| EnvelopeError::Base64 { field })
-        };
+        let decode =
+            |field, text: &str| BASE64.decode(text).map_err(|_| EnvelopeError::Base64 { field });
         let envelope = Envelope {
             payload: decode("payload", &dsse.payload)?,
             payload_type: dsse.payload_type,
             signatures: dsse
                 .signatures
                 .into_iter()
-                .map(|s| {
-                    Ok(Signature {
-                        sig: decode("sig", &s.sig)?,
-                        keyid: s.keyid,
-                    })
-                })
+                .map(|s| Ok(Signature { sig: decode("sig", &s.sig)?, keyid: s.keyid }))
                 .collect::<Result<_, EnvelopeError>>()?,
         };
         envelope.check_bounds()?;
@@ -169,14 +150,8 @@ mod tests {
     fn json_round_trips_and_a_signature_changes_no_digest() {
         let plain = Envelope::unsigned(b"{\"a\":1}".to_vec());
         let mut signed = plain.clone();
-        signed.signatures.push(Signature {
-            keyid: "ops".into(),
-            sig: vec![7; 64],
-        });
-        assert_eq!(
-            Envelope::from_json(&signed.to_json()).expect("own JSON"),
-            signed
-        );
+        signed.signatures.push(Signature { keyid: "ops".into(), sig: vec![7; 64] });
+        assert_eq!(Envelope::from_json(&signed.to_json()).expect("own JSON"), signed);
         assert_eq!(plain.digest(), signed.digest());
     }
 
@@ -184,22 +159,13 @@ mod tests {
     fn damaged_or_oversized_envelopes_are_refused() {
         for (json, wanted) in [
             ("{", "not valid JSON"),
-            (
-                r#"{"payloadType":"t","payload":"%%","signatures":[]}"#,
-                "\"payload\" is not base64",
-            ),
-            (
-                r#"{"payloadType":"t","payload":"","signatures":[],"x":1}"#,
-                "not valid JSON",
-            ),
+            (r#"{"payloadType":"t","payload":"%%","signatures":[]}"#, "\"payload\" is not base64"),
+            (r#"{"payloadType":"t","payload":"","signatures":[],"x":1}"#, "not valid JSON"),
         ] {
             let error = Envelope::from_json(json.as_bytes()).expect_err(json);
             assert!(error.to_string().contains(wanted), "{json}: {error}");
         }
         let huge = Envelope::unsigned(vec![0; ENVELOPE_BYTES_MAX + 1]);
-        assert!(matches!(
-            huge.check_bounds(),
-            Err(EnvelopeError::TooLarge { .. })
-        ));
+        assert!(matches!(huge.check_bounds(), Err(EnvelopeError::TooLarge { .. })));
     }
 }

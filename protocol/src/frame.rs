@@ -43,10 +43,7 @@ pub fn encode<M: Framed>(message: &M) -> Result<Vec<u8>, FrameError> {
 pub fn body_length<M: Framed>(header: [u8; HEADER_BYTES]) -> Result<usize, FrameError> {
     let [kind, length @ ..] = header;
     if kind != M::KIND {
-        return Err(FrameError::Kind {
-            found: kind,
-            expected: M::KIND,
-        });
+        return Err(FrameError::Kind { found: kind, expected: M::KIND });
     }
     let length = u32::from_le_bytes(length) as usize;
     if length > FRAME_BYTES_MAX {
@@ -76,9 +73,7 @@ mod tests {
     }
 
     fn header(frame: &[u8]) -> [u8; HEADER_BYTES] {
-        frame[..HEADER_BYTES]
-            .try_into()
-            .expect("a frame has a header")
+        frame[..HEADER_BYTES].try_into().expect("a frame has a header")
     }
 
     #[test]
@@ -94,29 +89,18 @@ mod tests {
     fn a_header_is_judged_before_its_body_exists() {
         assert!(matches!(
             body_length::<Note>([0x7f, 0xff, 0xff, 0xff, 0xff]),
-            Err(FrameError::TooLarge {
-                length: 0xffff_ffff
-            })
+            Err(FrameError::TooLarge { length: 0xffff_ffff })
         ));
         assert!(matches!(
             body_length::<Note>([1, 0, 0, 0, 0]),
-            Err(FrameError::Kind {
-                found: 1,
-                expected: 0x7f
-            })
+            Err(FrameError::Kind { found: 1, expected: 0x7f })
         ));
     }
 
     #[test]
     fn a_body_is_one_message_and_nothing_else() {
-        assert!(matches!(
-            decode_body::<Note>(b"\x01xy"),
-            Err(FrameError::Trailing { count: 1 })
-        ));
-        assert!(matches!(
-            decode_body::<Note>(b"\x05x"),
-            Err(FrameError::Body(_))
-        ));
+        assert!(matches!(decode_body::<Note>(b"\x01xy"), Err(FrameError::Trailing { count: 1 })));
+        assert!(matches!(decode_body::<Note>(b"\x05x"), Err(FrameError::Body(_))));
     }
 
     #[test]

@@ -19,11 +19,7 @@ pub struct IdError {
 
 impl IdError {
     fn new(kind: &'static str, value: &str, rule: &'static str) -> Self {
-        IdError {
-            kind,
-            value: value.chars().take(80).collect(),
-            rule,
-        }
+        IdError { kind, value: value.chars().take(80).collect(), rule }
     }
 }
 
@@ -86,17 +82,13 @@ macro_rules! string_id {
 fn is_name(raw: &str, max: usize) -> bool {
     raw.len() <= max
         && raw.starts_with(|c: char| c.is_ascii_alphabetic())
-        && raw
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 fn is_lower_label(raw: &str, max: usize) -> bool {
     !raw.is_empty()
         && raw.len() <= max
-        && raw
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && raw.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !raw.starts_with('-')
         && !raw.ends_with('-')
 }
@@ -188,13 +180,7 @@ impl Digest {
 impl TryFrom<&str> for Digest {
     type Error = IdError;
     fn try_from(raw: &str) -> Result<Self, IdError> {
-        let bad = || {
-            IdError::new(
-                "digest",
-                raw,
-                "'sha256:' and 64 lower-case hexadecimal digits",
-            )
-        };
+        let bad = || IdError::new("digest", raw, "'sha256:' and 64 lower-case hexadecimal digits");
         let digits = raw.strip_prefix("sha256:").ok_or_else(bad)?;
         if digits.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(bad());

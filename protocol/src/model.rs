@@ -106,11 +106,7 @@ pub enum SpecError {
     #[error("the value of tag {key:?} has {length} characters, more than 256")]
     TagValue { key: String, length: usize },
     #[error("the {field} has {length} characters, more than {max}")]
-    TooLong {
-        field: &'static str,
-        length: usize,
-        max: usize,
-    },
+    TooLong { field: &'static str, length: usize, max: usize },
 }
 
 impl GroupSpec {
@@ -118,30 +114,22 @@ impl GroupSpec {
     /// instance metadata (a tag key with a `/` or a space makes a launch fail).
     pub fn validate(&self) -> Result<(), SpecError> {
         if self.tags.len() > USER_TAGS_MAX {
-            return Err(SpecError::TooManyTags {
-                count: self.tags.len(),
-            });
+            return Err(SpecError::TooManyTags { count: self.tags.len() });
         }
         for (key, value) in &self.tags {
             let shape = (1..=128).contains(&key.len())
-                && key
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"+-=.,_:@".contains(&b));
+                && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-=.,_:@".contains(&b));
             if !shape || key.starts_with(RESERVED_TAG_PREFIX) || key.starts_with("aws:") {
                 return Err(SpecError::TagKey { key: key.clone() });
             }
             let length = value.chars().count();
             if length > 256 {
-                return Err(SpecError::TagValue {
-                    key: key.clone(),
-                    length,
-                });
+                return Err(SpecError::TagValue { key: key.clone(), length });
             }
         }
-        for (field, text, max) in [
-            ("owner", &self.owner, 256),
-            ("description", &self.description, 1024),
-        ] {
+        for (field, text, max) in
+            [("owner", &self.owner, 256), ("description", &self.description, 1024)]
+        {
             let length = text.as_ref().map_or(0, |text| text.chars().count());
             if length > max {
                 return Err(SpecError::TooLong { field, length, max });
@@ -189,10 +177,7 @@ mod tests {
         }
         let mut spec = spec();
         spec.tags.insert("team".to_owned(), "v".repeat(257));
-        assert!(matches!(
-            spec.validate(),
-            Err(SpecError::TagValue { length: 257, .. })
-        ));
+        assert!(matches!(spec.validate(), Err(SpecError::TagValue { length: 257, .. })));
     }
 
     #[test]

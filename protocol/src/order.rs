@@ -54,18 +54,14 @@ impl Order {
     /// Reads an order out of an envelope. Says nothing about signatures.
     pub fn from_envelope(envelope: &Envelope) -> Result<Order, OrderError> {
         if envelope.payload_type != ORDER_PAYLOAD_TYPE {
-            return Err(OrderError::PayloadType {
-                found: envelope.payload_type.clone(),
-            });
+            return Err(OrderError::PayloadType { found: envelope.payload_type.clone() });
         }
         let order: Order = serde_json::from_slice(&envelope.payload).map_err(OrderError::Json)?;
         if order.generation.0 == 0 {
             return Err(OrderError::GenerationZero);
         }
         if (order.generation == Generation::FIRST) != order.parent.is_none() {
-            return Err(OrderError::Parent {
-                generation: order.generation,
-            });
+            return Err(OrderError::Parent { generation: order.generation });
         }
         if let Intent::Apply(spec) = &order.intent {
             spec.validate().map_err(OrderError::Spec)?;
@@ -112,11 +108,7 @@ mod tests {
             (2, Some(digest), true),
         ] {
             let envelope = tombstone(generation, parent).into_envelope();
-            assert_eq!(
-                Order::from_envelope(&envelope).is_ok(),
-                ok,
-                "{generation} {parent:?}"
-            );
+            assert_eq!(Order::from_envelope(&envelope).is_ok(), ok, "{generation} {parent:?}");
         }
     }
 
@@ -133,9 +125,6 @@ mod tests {
     fn another_payload_type_is_not_an_order() {
         let mut envelope = tombstone(1, None).into_envelope();
         envelope.payload_type = "text/plain".into();
-        assert!(matches!(
-            Order::from_envelope(&envelope),
-            Err(OrderError::PayloadType { .. })
-        ));
+        assert!(matches!(Order::from_envelope(&envelope), Err(OrderError::PayloadType { .. })));
     }
 }

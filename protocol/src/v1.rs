@@ -211,10 +211,7 @@ pub enum ToIssuer {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Evidence {
     /// A single-use token from the broker's admin, for places without AWS.
-    JoinToken {
-        token: String,
-        data_plane: DataPlane,
-    },
+    JoinToken { token: String, data_plane: DataPlane },
     /// A GetCallerIdentity request, signed over audience, challenge and CSR digest.
     Sts(crate::evidence::StsProof),
 }

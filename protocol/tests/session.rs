@@ -39,12 +39,7 @@ fn hello() -> Hello {
 
 fn welcome(heartbeat_secs: u32, set: &DesiredSet) -> ToAgent {
     let set_hash = set_hash(set);
-    ToAgent::Welcome(Welcome {
-        version: v1::VERSION,
-        features: vec![],
-        heartbeat_secs,
-        set_hash,
-    })
+    ToAgent::Welcome(Welcome { version: v1::VERSION, features: vec![], heartbeat_secs, set_hash })
 }
 
 /// For the sessions the intent does not matter, only that bytes differ: every order here is a
@@ -61,14 +56,7 @@ fn order(group: &GroupName, head: Option<(Generation, Digest)>, salt: u64) -> (S
         intent: Intent::Destroy,
     }
     .into_envelope();
-    (
-        SetEntry {
-            group: group.clone(),
-            generation,
-            digest: envelope.digest(),
-        },
-        envelope,
-    )
+    (SetEntry { group: group.clone(), generation, digest: envelope.digest() }, envelope)
 }
 
 /// What a broker's database keeps across crashes.
@@ -88,14 +76,7 @@ struct Disk {
 
 fn broker(store: &Store, now: Instant) -> BrokerSession {
     let (set, recorded) = (store.set.clone(), store.recorded.clone());
-    BrokerSession::new(
-        agent_id(),
-        data_plane(),
-        set,
-        recorded,
-        BrokerConfig::default(),
-        now,
-    )
+    BrokerSession::new(agent_id(), data_plane(), set, recorded, BrokerConfig::default(), now)
 }
 
 fn agent(disk: &Disk, now: Instant) -> AgentSession {
@@ -120,16 +101,7 @@ impl World {
         let now = Instant::now();
         let (store, disk) = (Store::default(), Disk::default());
         let (broker, agent) = (broker(&store, now), agent(&disk, now));
-        World {
-            now,
-            broker,
-            agent,
-            store,
-            disk,
-            to_broker: vec![],
-            to_agent: vec![],
-            refuses,
-        }
+        World { now, broker, agent, store, disk, to_broker: vec![], to_agent: vec![], refuses }
     }
 
     /// A crash of either side, or of the link: whatever was on its way is gone.
@@ -143,40 +115,21 @@ impl World {
     fn put(&mut self, index: u8, salt: u64) {
         let name = group(index);
         let (entry, envelope) = order(&name, self.store.set.get(&name).copied(), salt);
-        self.store
-            .set
-            .insert(name, (entry.generation, entry.digest));
+        self.store.set.insert(name, (entry.generation, entry.digest));
         self.store.envelopes.insert(entry, envelope);
         self.broker.handle_set(self.store.set.clone());
     }
 
     fn judge(&mut self, entry: &SetEntry, envelope: &Envelope) -> Verdict {
         let order = Order::from_envelope(envelope).expect("made by put");
-        assert_eq!(
-            (&order.group, order.generation),
-            (&entry.group, entry.generation)
-        );
-        if self
-            .refuses
-            .is_some_and(|index| entry.group == group(index))
-        {
+        assert_eq!((&order.group, order.generation), (&entry.group, entry.generation));
+        if self.refuses.is_some_and(|index| entry.group == group(index)) {
             let rule = RefusalRule::Guardrail;
-            return Verdict::Refused(Refusal {
-                rule,
-                message: "no".into(),
-                hint: "ask".into(),
-            });
+            return Verdict::Refused(Refusal { rule, message: "no".into(), hint: "ask".into() });
         }
-        let before = self
-            .disk
-            .ledger
-            .insert(entry.group.clone(), (entry.generation, entry.digest));
+        let before = self.disk.ledger.insert(entry.group.clone(), (entry.generation, entry.digest));
         let rises = before.is_none_or(|(generation, _)| generation < entry.generation);
-        assert!(
-            rises,
-            "{} went from {before:?} to {}",
-            entry.group, entry.generation
-        );
+        assert!(rises, "{} went from {before:?} to {}", entry.group, entry.generation);
         Verdict::Accepted
     }
 
@@ -259,11 +212,7 @@ impl World {
 /// A message somewhere in the queue; a repeated one stays there as well.
 fn take<M: Clone>(queue: &mut Vec<M>, index: usize, repeat: bool) -> Option<M> {
     let index = index.checked_rem(queue.len())?;
-    Some(if repeat {
-        queue[index].clone()
-    } else {
-        queue.remove(index)
-    })
+    Some(if repeat { queue[index].clone() } else { queue.remove(index) })
 }
 
 #[derive(Debug, Clone)]
@@ -350,20 +299,10 @@ fn a_broker_with_an_older_database_moves_nobody_backwards_and_is_told() {
 
     assert_eq!(world.disk.ledger, ledger, "the agent stays where it is");
     let answers = &world.store.recorded[&group(0)];
-    assert_eq!(
-        answers.accepted,
-        Some(ledger[&group(0)]),
-        "the broker learns of the newer one"
-    );
+    assert_eq!(answers.accepted, Some(ledger[&group(0)]), "the broker learns of the newer one");
     let (generation, _, reason) = answers.refused.as_ref().expect("the older one is refused");
-    assert_eq!(
-        (*generation, reason.rule),
-        (Generation(1), RefusalRule::OlderGeneration)
-    );
-    assert!(
-        world.store.recorded.contains_key(&group(1)),
-        "and of the group that it lost"
-    );
+    assert_eq!((*generation, reason.rule), (Generation(1), RefusalRule::OlderGeneration));
+    assert!(world.store.recorded.contains_key(&group(1)), "and of the group that it lost");
 }
 
 #[test]
@@ -379,10 +318,7 @@ fn the_same_generation_with_other_bytes_is_a_conflict() {
     world.settle();
 
     assert_eq!(world.disk.ledger[&group(0)], accepted);
-    let (_, _, reason) = world.store.recorded[&group(0)]
-        .refused
-        .as_ref()
-        .expect("refused");
+    let (_, _, reason) = world.store.recorded[&group(0)].refused.as_ref().expect("refused");
     assert_eq!(reason.rule, RefusalRule::ConflictingGeneration);
 }
 
@@ -391,9 +327,7 @@ fn an_envelope_that_was_not_asked_for_is_not_judged() {
     let mut world = World::new(None);
     world.settle();
     let (_, envelope) = order(&group(0), None, 7);
-    world
-        .agent
-        .handle_message(ToAgent::Order { envelope }, world.now);
+    world.agent.handle_message(ToAgent::Order { envelope }, world.now);
     world.settle();
     assert!(world.disk.ledger.is_empty());
 }
@@ -407,32 +341,12 @@ fn control_goes_before_status() {
     let set: DesiredSet = [(entry.group.clone(), (entry.generation, entry.digest))].into();
     session.handle_message(welcome(15, &set), now);
     for (index, answer) in [
-        (
-            1,
-            Answer::Converged {
-                generation: Generation(1),
-                observed: Digest::of(b"o"),
-            },
-        ),
-        (
-            2,
-            Answer::Accepted {
-                generation: Generation(1),
-                digest: Digest::of(b"d"),
-            },
-        ),
+        (1, Answer::Converged { generation: Generation(1), observed: Digest::of(b"o") }),
+        (2, Answer::Accepted { generation: Generation(1), digest: Digest::of(b"d") }),
     ] {
-        session.handle_report(Report {
-            group: group(index),
-            answer,
-        });
+        session.handle_report(Report { group: group(index), answer });
     }
-    session.handle_message(
-        ToAgent::DesiredSet {
-            entries: vec![entry],
-        },
-        now,
-    );
+    session.handle_message(ToAgent::DesiredSet { entries: vec![entry] }, now);
     let kinds: Vec<&str> = std::iter::from_fn(|| session.poll_output(now))
         .map(|output| match output {
             AgentOutput::Send(ToBroker::Fetch(_)) => "fetch",
@@ -443,10 +357,7 @@ fn control_goes_before_status() {
             other => panic!("unexpected {other:?}"),
         })
         .collect();
-    assert_eq!(
-        kinds,
-        ["live", "fetch", "accepted", "converged", "heartbeat"]
-    );
+    assert_eq!(kinds, ["live", "fetch", "accepted", "converged", "heartbeat"]);
 }
 
 #[test]
@@ -454,10 +365,7 @@ fn a_broker_cannot_push_an_absurd_interval() {
     for (said, kept) in [(0, 1), (15, 15), (u32::MAX, 600)] {
         let now = Instant::now();
         let silence_max = Duration::from_secs(100_000);
-        let config = AgentConfig {
-            silence_max,
-            ..Default::default()
-        };
+        let config = AgentConfig { silence_max, ..Default::default() };
         let mut session = AgentSession::new(hello(), BTreeMap::new(), Reports::new(), config, now);
         session.poll_output(now);
         session.handle_message(welcome(said, &DesiredSet::new()), now);
@@ -480,10 +388,7 @@ fn a_hello_that_does_not_fit_its_certificate_is_turned_away() {
             panic!("expected a goodbye");
         };
         assert!(reason.contains(words), "{reason}");
-        assert!(matches!(
-            session.poll_output(),
-            Some(BrokerOutput::Close { .. })
-        ));
+        assert!(matches!(session.poll_output(), Some(BrokerOutput::Close { .. })));
         assert_eq!(session.poll_output(), None);
     }
 }

@@ -60,11 +60,7 @@ impl CallError {
             (Some(code), None) => code.clone(),
             (None, _) => DisplayErrorContext(&error).to_string(),
         };
-        CallError {
-            call,
-            code,
-            message: message.chars().take(400).collect(),
-        }
+        CallError { call, code, message: message.chars().take(400).collect() }
     }
 
     fn has_code(&self, code: &str) -> bool {
@@ -113,10 +109,7 @@ impl Aws {
             loader = loader.endpoint_url(endpoint);
         }
         let shared = loader.load().await;
-        Aws {
-            autoscaling: Client::new(&shared),
-            sts: aws_sdk_sts::Client::new(&shared),
-        }
+        Aws { autoscaling: Client::new(&shared), sts: aws_sdk_sts::Client::new(&shared) }
     }
 
     /// Refuses to work in another account than the configured one.
@@ -144,10 +137,8 @@ impl Aws {
         tenant: &TenantId,
         guardrails: &Guardrails,
     ) -> Result<Observed, CallError> {
-        let filter = Filter::builder()
-            .name(format!("tag:{TAG_TENANT}"))
-            .values(tenant.to_string())
-            .build();
+        let filter =
+            Filter::builder().name(format!("tag:{TAG_TENANT}")).values(tenant.to_string()).build();
         let mut observed = Observed::new();
         let mut token = None;
         for _ in 0..PAGES_MAX {
@@ -166,10 +157,7 @@ impl Aws {
                 (group.auto_scaling_group_name() == Some(&asg_name)).then_some((name, observed))
             };
             observed.extend(page.auto_scaling_groups().iter().filter_map(ours));
-            token = page
-                .next_token()
-                .filter(|token| !token.is_empty())
-                .map(str::to_owned);
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
             if token.is_none() {
                 return Ok(observed);
             }
@@ -204,10 +192,7 @@ impl Aws {
             Action::Create(shape) => self.create(shape).await,
             Action::Resize { asg_name, nodes } => self.resize(asg_name, *nodes).await,
             Action::DrainToZero { asg_name } => self.resize(asg_name, 0).await,
-            Action::UseTemplate {
-                asg_name,
-                launch_template,
-            } => self
+            Action::UseTemplate { asg_name, launch_template } => self
                 .autoscaling
                 .update_auto_scaling_group()
                 .auto_scaling_group_name(asg_name)
@@ -258,11 +243,7 @@ impl Aws {
         if !shape.subnets.is_empty() {
             request = request.vpc_zone_identifier(shape.subnets.join(","));
         }
-        request
-            .send()
-            .await
-            .map(drop)
-            .map_err(|e| CallError::of("CreateAutoScalingGroup", e))
+        request.send().await.map(drop).map_err(|e| CallError::of("CreateAutoScalingGroup", e))
     }
 
     async fn resize(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
@@ -337,27 +318,16 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
     let name = GroupName::try_from(tags.get(TAG_GROUP)?.as_str()).ok()?;
     let launch_template = group.launch_template().and_then(|template| {
         let name = template.launch_template_name()?.to_owned();
-        Some(LaunchTemplate {
-            name,
-            version: template.version()?.parse().ok()?,
-        })
+        Some(LaunchTemplate { name, version: template.version()?.parse().ok()? })
     });
     let instances = group
         .instances()
         .iter()
         .filter_map(|instance| {
             let id = InstanceId::try_from(instance.instance_id()?).ok()?;
-            let lifecycle = instance
-                .lifecycle_state()
-                .map_or("", |state| state.as_str());
+            let lifecycle = instance.lifecycle_state().map_or("", |state| state.as_str());
             let healthy = instance.health_status() != Some("Unhealthy");
-            Some((
-                id,
-                ObservedInstance {
-                    lifecycle: lifecycle.to_owned(),
-                    healthy,
-                },
-            ))
+            Some((id, ObservedInstance { lifecycle: lifecycle.to_owned(), healthy }))
         })
         .collect();
     let count = |n: Option<i32>| u32::try_from(n.unwrap_or(0)).unwrap_or(0);
@@ -368,9 +338,7 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         launch_template,
         tags,
         instances,
-        deleting: group
-            .status()
-            .is_some_and(|status| status.contains("Delete")),
+        deleting: group.status().is_some_and(|status| status.contains("Delete")),
     };
     Some((name, observed))
 }

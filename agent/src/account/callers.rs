@@ -58,9 +58,7 @@ impl Callers {
             if presented.is_some_and(|p| constant_time_eq(p.as_bytes(), expected.as_bytes())) {
                 Ok(request)
             } else {
-                Err(Status::unauthenticated(
-                    "present the callers' token: authorization: Bearer …",
-                ))
+                Err(Status::unauthenticated("present the callers' token: authorization: Bearer …"))
             }
         };
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -88,10 +86,7 @@ fn load_or_create_token(shared: &Shared) -> Result<String> {
     let path = &shared.config.callers.token_file;
     match std::fs::read_to_string(path) {
         Ok(token) if token.trim().len() >= 32 => Ok(token.trim().to_owned()),
-        Ok(_) => anyhow::bail!(
-            "{} holds no token of at least 32 characters",
-            path.display()
-        ),
+        Ok(_) => anyhow::bail!("{} holds no token of at least 32 characters", path.display()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let token = hex::encode(rand::random::<[u8; 32]>());
             files::create_new(path, token.as_bytes(), 0o600)
@@ -116,9 +111,7 @@ impl Endpoints for Callers {
         let group = GroupName::try_from(request.into_inner().group)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if !self.shared.knows_group(&group) {
-            return Err(Status::not_found(format!(
-                "this account has no server group {group}"
-            )));
+            return Err(Status::not_found(format!("this account has no server group {group}")));
         }
         // Two: the one being sent and the newest behind it.
         let (sender, receiver) = mpsc::channel(2);

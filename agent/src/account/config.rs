@@ -82,10 +82,7 @@ impl Config {
     }
 
     pub fn data_plane(&self) -> DataPlane {
-        DataPlane {
-            account: self.account.clone(),
-            region: self.region.clone(),
-        }
+        DataPlane { account: self.account.clone(), region: self.region.clone() }
     }
 
     /// Between once a second and once in ten minutes, whatever was written.

@@ -46,6 +46,8 @@ pub struct Control {
     shared: Arc<Shared>,
     /// What this agent stands by; outlives sessions.
     reports: Reports,
+    /// The broker answered and turned us away: perhaps it does not know our certificate any more.
+    turned_away: bool,
 }
 
 /// How a session ended.
@@ -56,10 +58,7 @@ struct Ended {
 
 impl Control {
     pub fn new(shared: Arc<Shared>) -> Control {
-        Control {
-            shared,
-            reports: Reports::new(),
-        }
+        Control { shared, reports: Reports::new(), turned_away: false }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -80,9 +79,7 @@ impl Control {
                 Err(error) => (format!("{error:#}"), None),
             };
             // Full jitter, also after a clean end: a fleet must not come back in step.
-            let ceiling = RETRY_MIN
-                .saturating_mul(1 << attempts.min(10))
-                .min(RETRY_MAX);
+            let ceiling = RETRY_MIN.saturating_mul(1 << attempts.min(10)).min(RETRY_MAX);
             let pause = retry_after.unwrap_or_default() + ceiling.mul_f64(rand::random());
             tracing::warn!(
                 reason,
@@ -98,14 +95,35 @@ impl Control {
     }
 
     async fn connect(&mut self) -> Result<Ended> {
-        let identity = match Identity::load(&self.shared.config.state)? {
-            Some(identity) => identity,
-            None => enroll(&self.shared).await.context("enroll at the broker")?,
-        };
+        let identity = self.identity().await?;
         let connection = dial(&self.shared, Some(&identity), v1::ALPN_CONTROL).await?;
+        // Until the broker's welcome says otherwise.
+        self.turned_away = true;
         let ended = self.session(&connection, identity.agent).await;
         connection.close(0u8.into(), b"");
         ended
+    }
+
+    /// The certificate on disk while it is good; else a new one, for the same key. A broker that is
+    /// away or refuses costs nothing as long as the present certificate lives.
+    async fn identity(&mut self) -> Result<Identity> {
+        let present = Identity::load(&self.shared.config.state)?;
+        let renew = std::mem::take(&mut self.turned_away);
+        match present {
+            Some(identity) if !renew && !identity.is_past_half_life(clock::unix_secs()) => {
+                Ok(identity)
+            }
+            Some(identity) => match enroll(&self.shared).await {
+                Ok(renewed) => Ok(renewed),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"),
+                        until_unix_secs = identity.not_after_unix_secs,
+                        "no new certificate; the present one is used on");
+                    Ok(identity)
+                }
+            },
+            None => enroll(&self.shared).await.context("enroll at the broker"),
+        }
     }
 
     async fn session(&mut self, connection: &quinn::Connection, agent: AgentId) -> Result<Ended> {
@@ -134,17 +152,12 @@ impl Control {
                     }
                     AgentOutput::Live => {
                         tracing::info!(broker = %connection.remote_address(), "control link live");
+                        self.turned_away = false;
                         self.shared.link_live.send_replace(true);
                         self.shared.look.notify_one();
                     }
-                    AgentOutput::Close {
-                        reason,
-                        retry_after,
-                    } => {
-                        return Ok(Ended {
-                            reason,
-                            retry_after,
-                        });
+                    AgentOutput::Close { reason, retry_after } => {
+                        return Ok(Ended { reason, retry_after });
                     }
                 }
             }
@@ -253,6 +266,8 @@ struct Identity {
     agent: AgentId,
     key: PrivateKeyDer<'static>,
     chain: Vec<CertificateDer<'static>>,
+    not_before_unix_secs: u64,
+    not_after_unix_secs: u64,
 }
 
 fn key_file(state: &Path) -> PathBuf {
@@ -274,34 +289,33 @@ impl Identity {
             .with_context(|| format!("read the certificate {}", path.display()))?;
         let key = PrivateKeyDer::from_pem_file(key_file(state))
             .with_context(|| format!("read the key {}", key_file(state).display()))?;
-        let leaf = chain
-            .first()
-            .with_context(|| format!("{} is empty", path.display()))?;
-        Ok(Some(Identity {
-            agent: agent_id(leaf)?,
-            key,
-            chain,
-        }))
+        let leaf = chain.first().with_context(|| format!("{} is empty", path.display()))?;
+        let (_, certificate) =
+            X509Certificate::from_der(leaf).map_err(|_| anyhow!("not an X.509 certificate"))?;
+        let agent = agent_id(&certificate)?;
+        let validity = certificate.validity();
+        let unix_secs = |timestamp: i64| u64::try_from(timestamp).unwrap_or(0);
+        let not_before_unix_secs = unix_secs(validity.not_before.timestamp());
+        let not_after_unix_secs = unix_secs(validity.not_after.timestamp());
+        Ok(Some(Identity { agent, key, chain, not_before_unix_secs, not_after_unix_secs }))
+    }
+
+    fn is_past_half_life(&self, now_unix_secs: u64) -> bool {
+        now_unix_secs >= self.not_before_unix_secs.midpoint(self.not_after_unix_secs)
     }
 }
 
 /// The last part of the certificate's `spiffe://…/agent/<id>`.
-fn agent_id(leaf: &CertificateDer<'_>) -> Result<AgentId> {
-    let (_, certificate) =
-        X509Certificate::from_der(leaf).map_err(|_| anyhow!("not an X.509 certificate"))?;
+fn agent_id(certificate: &X509Certificate<'_>) -> Result<AgentId> {
     let names = certificate
         .subject_alternative_name()
         .ok()
         .flatten()
         .context("the certificate has no alternative name")?;
-    let uri = names
-        .value
-        .general_names
-        .iter()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
+    let uri = names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
     let id = uri
         .and_then(|uri| uri.rsplit_once("/agent/"))
         .map(|(_, id)| id)
@@ -330,17 +344,11 @@ async fn enroll(shared: &Shared) -> Result<Identity> {
             key
         }
     };
-    let csr = CertificateParams::default()
-        .serialize_request(&key)?
-        .der()
-        .to_vec();
+    let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
     let connection = dial(shared, None, v1::ALPN_CONTROL_ENROLL).await?;
     let data_plane = shared.identity.data_plane.clone();
-    let answer = tokio::time::timeout(
-        DIAL_MAX,
-        request(&connection, csr, token.trim(), data_plane),
-    )
-    .await;
+    let answer =
+        tokio::time::timeout(DIAL_MAX, request(&connection, csr, token.trim(), data_plane)).await;
     connection.close(0u8.into(), b"");
     let chain = answer.context("the broker did not answer in time")??;
 
@@ -348,10 +356,8 @@ async fn enroll(shared: &Shared) -> Result<Identity> {
         .iter()
         .map(|der| {
             let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
-            let lines: Vec<&str> = (0..body.len())
-                .step_by(64)
-                .map(|at| &body[at..body.len().min(at + 64)])
-                .collect();
+            let lines: Vec<&str> =
+                (0..body.len()).step_by(64).map(|at| &body[at..body.len().min(at + 64)]).collect();
             let body = lines.join("\n");
             format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
         })
@@ -372,25 +378,14 @@ async fn request(
     let mut receive = FrameReader::new(receive);
     let release = env!("CARGO_PKG_VERSION").to_owned();
     write_frame(&mut send, &ToIssuer::Begin { release }).await?;
-    match receive
-        .next::<FromIssuer>()
-        .await?
-        .context("the broker ended the conversation")?
-    {
+    match receive.next::<FromIssuer>().await?.context("the broker ended the conversation")? {
         FromIssuer::Challenge { nonce: _ } => {}
         FromIssuer::Denied { reason, hint } => bail!("denied: {reason} ({hint})"),
         FromIssuer::Issued { .. } => bail!("the broker answered out of turn"),
     }
-    let evidence = Evidence::JoinToken {
-        token: token.to_owned(),
-        data_plane,
-    };
+    let evidence = Evidence::JoinToken { token: token.to_owned(), data_plane };
     write_frame(&mut send, &ToIssuer::Request { csr, evidence }).await?;
-    match receive
-        .next::<FromIssuer>()
-        .await?
-        .context("the broker ended the conversation")?
-    {
+    match receive.next::<FromIssuer>().await?.context("the broker ended the conversation")? {
         FromIssuer::Issued { chain, identity: _ } => Ok(chain),
         FromIssuer::Denied { reason, hint } => bail!("denied: {reason} ({hint})"),
         FromIssuer::Challenge { .. } => bail!("the broker answered out of turn"),

@@ -42,9 +42,7 @@ impl TryFrom<String> for NamePrefix {
         if (1..=64).contains(&raw.len()) && raw.bytes().all(allowed) {
             Ok(NamePrefix(raw))
         } else {
-            Err(format!(
-                "name_prefix {raw:?} is not 1-64 letters, digits, '-' and '_'"
-            ))
+            Err(format!("name_prefix {raw:?} is not 1-64 letters, digits, '-' and '_'"))
         }
     }
 }
@@ -151,22 +149,10 @@ mod tests {
     #[test]
     fn a_broken_file_is_no_guardrails() {
         for (broken, words) in [
-            (
-                SAMPLE.replace("version = 1", "version = \"$Latest\""),
-                "version",
-            ),
-            (
-                SAMPLE.replace("nodes_total_max = 60", "nodes_totalmax = 60"),
-                "nodes_totalmax",
-            ),
-            (
-                SAMPLE.replace("outstation-\"", "out:station\""),
-                "name_prefix",
-            ),
-            (
-                SAMPLE.replace("[\"eu-central-1a\"]", "[]"),
-                "either subnets or",
-            ),
+            (SAMPLE.replace("version = 1", "version = \"$Latest\""), "version"),
+            (SAMPLE.replace("nodes_total_max = 60", "nodes_totalmax = 60"), "nodes_totalmax"),
+            (SAMPLE.replace("outstation-\"", "out:station\""), "name_prefix"),
+            (SAMPLE.replace("[\"eu-central-1a\"]", "[]"), "either subnets or"),
             ("not toml".to_owned(), "expected"),
         ] {
             let NoGuardrails(why) = Guardrails::parse(&broken).expect_err(words);
@@ -178,9 +164,6 @@ mod tests {
     fn a_missing_file_names_its_path() {
         let NoGuardrails(why) =
             Guardrails::read(Path::new("/nowhere/guardrails.toml")).expect_err("absent");
-        assert!(
-            why.starts_with("cannot read /nowhere/guardrails.toml"),
-            "{why}"
-        );
+        assert!(why.starts_with("cannot read /nowhere/guardrails.toml"), "{why}");
     }
 }

@@ -167,21 +167,13 @@ fn check_destroy(
     ledger: &BTreeMap<GroupName, Accepted>,
     guardrails: &Guardrails,
 ) -> Result<(), Refusal> {
-    if let Some(Accepted {
-        order: Order {
-            intent: Intent::Apply(spec),
-            ..
-        },
-        ..
-    }) = ledger.get(&order.group)
+    if let Some(Accepted { order: Order { intent: Intent::Apply(spec), .. }, .. }) =
+        ledger.get(&order.group)
         && spec.prevent_destroy
     {
         return Err(refusal(
             RefusalRule::PreventDestroy,
-            format!(
-                "group {} is declared with prevent_destroy=True",
-                order.group
-            ),
+            format!("group {} is declared with prevent_destroy=True", order.group),
             "apply it with prevent_destroy=False first, then destroy it",
         ));
     }
@@ -203,11 +195,7 @@ fn nodes_max(order: &Order) -> u32 {
 }
 
 fn refusal(rule: RefusalRule, message: String, hint: &str) -> Refusal {
-    Refusal {
-        rule,
-        message,
-        hint: hint.to_owned(),
-    }
+    Refusal { rule, message, hint: hint.to_owned() }
 }
 
 /// An error with its causes in one line.
@@ -238,14 +226,7 @@ mod tests {
             digest: envelope.digest(),
         };
         let ledger = ledger_of(accepted);
-        match judge(
-            &entry,
-            &envelope,
-            &identity(),
-            &ledger,
-            &Ok(guardrails),
-            NOW,
-        ) {
+        match judge(&entry, &envelope, &identity(), &ledger, &Ok(guardrails), NOW) {
             Ok(_) => "accepted".to_owned(),
             Err(refusal) => format!("{:?}: {}", refusal.rule, refusal.message),
         }
@@ -269,11 +250,7 @@ mod tests {
         for (order, ledger, wanted) in [
             (&first, vec![], "accepted"),
             (&second, vec![first.clone()], "accepted"),
-            (
-                &order("a", 4, Some(digest), Intent::Apply(spec(5))),
-                vec![first.clone()],
-                "accepted",
-            ),
+            (&order("a", 4, Some(digest), Intent::Apply(spec(5))), vec![first.clone()], "accepted"),
             (
                 &first,
                 vec![second.clone()],
@@ -308,11 +285,7 @@ mod tests {
                 "Guardrail: 31 nodes, with 30 of the other groups, are more than \
                  nodes_total_max 60 of the account's guardrails",
             ),
-            (
-                &order("a", 2, Some(digest), Intent::Destroy),
-                vec![first.clone()],
-                "accepted",
-            ),
+            (&order("a", 2, Some(digest), Intent::Destroy), vec![first.clone()], "accepted"),
             (
                 &order("a", 2, Some(guarded_digest), Intent::Destroy),
                 vec![guarded],
@@ -329,18 +302,11 @@ mod tests {
         let digest = first.clone().into_envelope().digest();
         let mut strict = guardrails::sample();
         strict.unsigned_orders = UnsignedOrders::Refuse;
-        assert_eq!(
-            verdict(&first, &[], strict),
-            "Signature: the order is not signed"
-        );
+        assert_eq!(verdict(&first, &[], strict), "Signature: the order is not signed");
         let mut strict = guardrails::sample();
         strict.destroy = DestroyPolicy::Never;
         assert_eq!(
-            verdict(
-                &order("a", 2, Some(digest), Intent::Destroy),
-                &[first],
-                strict
-            ),
+            verdict(&order("a", 2, Some(digest), Intent::Destroy), &[first], strict),
             "Guardrail: destroy = \"never\" in the account's guardrails"
         );
     }
@@ -349,11 +315,8 @@ mod tests {
     fn without_guardrails_everything_is_held() {
         let order = order("a", 1, None, Intent::Apply(spec(1)));
         let envelope = order.into_envelope();
-        let entry = SetEntry {
-            group: group("a"),
-            generation: Generation(1),
-            digest: envelope.digest(),
-        };
+        let entry =
+            SetEntry { group: group("a"), generation: Generation(1), digest: envelope.digest() };
         let none = Err(NoGuardrails("cannot read it".into()));
         let refusal = judge(&entry, &envelope, &identity(), &BTreeMap::new(), &none, NOW)
             .expect_err("nothing is allowed");
@@ -365,20 +328,11 @@ mod tests {
     fn an_order_filed_under_another_name_is_refused() {
         let order = order("a", 1, None, Intent::Apply(spec(1)));
         let envelope = order.into_envelope();
-        let entry = SetEntry {
-            group: group("b"),
-            generation: Generation(1),
-            digest: envelope.digest(),
-        };
-        let refusal = judge(
-            &entry,
-            &envelope,
-            &identity(),
-            &BTreeMap::new(),
-            &Ok(guardrails::sample()),
-            NOW,
-        )
-        .expect_err("another group's");
+        let entry =
+            SetEntry { group: group("b"), generation: Generation(1), digest: envelope.digest() };
+        let refusal =
+            judge(&entry, &envelope, &identity(), &BTreeMap::new(), &Ok(guardrails::sample()), NOW)
+                .expect_err("another group's");
         assert_eq!(refusal.rule, RefusalRule::Malformed);
     }
 }

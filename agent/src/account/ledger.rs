@@ -24,10 +24,7 @@ pub struct Accepted {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("{path} of the ledger cannot be used")]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
     #[error(
         "{path} of the ledger is damaged: restore that file, or the account store, from a version before"
     )]
@@ -35,11 +32,7 @@ pub enum LedgerError {
     #[error(
         "group {group} was moved by another agent: the ledger holds {found:?}, not {expected:?}"
     )]
-    Swapped {
-        group: GroupName,
-        expected: Option<Digest>,
-        found: Option<Digest>,
-    },
+    Swapped { group: GroupName, expected: Option<Digest>, found: Option<Digest> },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +56,7 @@ impl Ledger {
     /// Reads everything; a damaged file stops the agent rather than being taken for an absent one.
     pub fn open(store: &Path) -> Result<Ledger, LedgerError> {
         let folder = store.join("state").join("orders");
-        let io = |source| LedgerError::Io {
-            path: folder.clone(),
-            source,
-        };
+        let io = |source| LedgerError::Io { path: folder.clone(), source };
         fs::create_dir_all(&folder).map_err(io)?;
         let mut accepted = BTreeMap::new();
         for entry in fs::read_dir(&folder).map_err(io)? {
@@ -78,10 +68,7 @@ impl Ledger {
             else {
                 continue;
             };
-            let damaged = |source| LedgerError::Damaged {
-                path: path.clone(),
-                source,
-            };
+            let damaged = |source| LedgerError::Damaged { path: path.clone(), source };
             let group = GroupName::try_from(stem).map_err(|e| damaged(e.into()))?;
             if let Some(found) = read(&path)? {
                 if found.order.group != group {
@@ -102,10 +89,7 @@ impl Ledger {
     pub fn accept(&mut self, order: Order, envelope: &Envelope) -> Result<(), LedgerError> {
         let group = order.group.clone();
         let path = self.path(&group);
-        let io = |source| LedgerError::Io {
-            path: path.clone(),
-            source,
-        };
+        let io = |source| LedgerError::Io { path: path.clone(), source };
         let _lock = self.lock().map_err(io)?;
         let expected = self.accepted.get(&group).map(|accepted| accepted.digest);
         let found = read(&path)?;
@@ -114,20 +98,10 @@ impl Ledger {
             if let Some(found) = found {
                 self.accepted.insert(group.clone(), found);
             }
-            return Err(LedgerError::Swapped {
-                group,
-                expected,
-                found: found_digest,
-            });
+            return Err(LedgerError::Swapped { group, expected, found: found_digest });
         }
         files::replace(&path, &envelope.to_json(), 0o600).map_err(io)?;
-        self.accepted.insert(
-            group,
-            Accepted {
-                order,
-                digest: envelope.digest(),
-            },
-        );
+        self.accepted.insert(group, Accepted { order, digest: envelope.digest() });
         Ok(())
     }
 
@@ -155,24 +129,15 @@ fn read(path: &Path) -> Result<Option<Accepted>, LedgerError> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
-            return Err(LedgerError::Io {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(LedgerError::Io { path: path.to_owned(), source });
         }
     };
     let parse = || -> Result<Accepted, Damage> {
         let envelope = Envelope::from_json(&bytes)?;
         let order = Order::from_envelope(&envelope)?;
-        Ok(Accepted {
-            order,
-            digest: envelope.digest(),
-        })
+        Ok(Accepted { order, digest: envelope.digest() })
     };
-    parse().map(Some).map_err(|source| LedgerError::Damaged {
-        path: path.to_owned(),
-        source,
-    })
+    parse().map(Some).map_err(|source| LedgerError::Damaged { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -187,18 +152,12 @@ mod tests {
         let mut ledger = Ledger::open(store.path()).expect("an empty store");
         let first = order("a", 1, None, Intent::Apply(spec(3)));
         let envelope = first.clone().into_envelope();
-        ledger
-            .accept(first.clone(), &envelope)
-            .expect("nothing there before");
+        ledger.accept(first.clone(), &envelope).expect("nothing there before");
         drop(ledger);
 
         let ledger = Ledger::open(store.path()).expect("own files");
         assert_eq!(ledger.accepted()[&group("a")].order, first);
-        assert!(
-            ledger
-                .is_newest(&group("a"), envelope.digest())
-                .expect("readable")
-        );
+        assert!(ledger.is_newest(&group("a"), envelope.digest()).expect("readable"));
     }
 
     #[test]
@@ -208,24 +167,10 @@ mod tests {
         let mut two = Ledger::open(store.path()).expect("an empty store");
         let three = order("a", 1, None, Intent::Apply(spec(3)));
         let four = order("a", 1, None, Intent::Apply(spec(4)));
-        one.accept(three.clone(), &three.clone().into_envelope())
-            .expect("first");
-        let error = two
-            .accept(four.clone(), &four.into_envelope())
-            .expect_err("second");
-        assert!(matches!(
-            error,
-            LedgerError::Swapped {
-                expected: None,
-                found: Some(_),
-                ..
-            }
-        ));
-        assert_eq!(
-            two.accepted()[&group("a")].order,
-            three,
-            "it has learnt what is there"
-        );
+        one.accept(three.clone(), &three.clone().into_envelope()).expect("first");
+        let error = two.accept(four.clone(), &four.into_envelope()).expect_err("second");
+        assert!(matches!(error, LedgerError::Swapped { expected: None, found: Some(_), .. }));
+        assert_eq!(two.accepted()[&group("a")].order, three, "it has learnt what is there");
     }
 
     #[test]
@@ -233,13 +178,8 @@ mod tests {
         let store = temporary_folder();
         let mut ledger = Ledger::open(store.path()).expect("an empty store");
         let first = order("a", 1, None, Intent::Destroy);
-        ledger
-            .accept(first.clone(), &first.into_envelope())
-            .expect("accepted");
+        ledger.accept(first.clone(), &first.into_envelope()).expect("accepted");
         fs::write(store.path().join("state/orders/a.json"), b"{\"payl").expect("writable");
-        assert!(matches!(
-            Ledger::open(store.path()),
-            Err(LedgerError::Damaged { .. })
-        ));
+        assert!(matches!(Ledger::open(store.path()), Err(LedgerError::Damaged { .. })));
     }
 }

@@ -80,10 +80,7 @@ async fn reconcile_in_the_right_account(
         if error.downcast_ref::<CallError>().is_none() {
             bail!(error);
         }
-        tracing::warn!(
-            error = format!("{error:#}"),
-            "STS does not say whose account this is"
-        );
+        tracing::warn!(error = format!("{error:#}"), "STS does not say whose account this is");
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}

@@ -104,11 +104,7 @@ impl NodeLink {
     }
 
     async fn serve(&self, incoming: quinn::Incoming, shutdown: &CancellationToken) -> Result<()> {
-        let opening = self
-            .opening
-            .acquire()
-            .await
-            .context("the listener is closed")?;
+        let opening = self.opening.acquire().await.context("the listener is closed")?;
         let connection = tokio::time::timeout(HANDSHAKE_MAX, incoming.accept()?)
             .await
             .context("the handshake took too long")??;
@@ -129,8 +125,7 @@ impl NodeLink {
             Peer::Node { certificate, from } => {
                 drop(opening);
                 let address = from.ip().to_canonical();
-                self.session(&connection, &certificate, address, shutdown)
-                    .await
+                self.session(&connection, &certificate, address, shutdown).await
             }
         }
     }
@@ -146,16 +141,12 @@ impl NodeLink {
         match self.aws.group_of(&instance).await {
             Ok(asg_name) => {
                 let asg_name = asg_name?;
-                groups
-                    .into_iter()
-                    .find(|group| prefix.asg_name(group) == asg_name)
+                groups.into_iter().find(|group| prefix.asg_name(group) == asg_name)
             }
             Err(error) => {
                 tracing::warn!(%instance, %error, "AWS does not say where an instance belongs");
                 let observed = lock(&self.shared.observed);
-                let found = observed
-                    .iter()
-                    .find(|(_, o)| o.instances.contains_key(&instance));
+                let found = observed.iter().find(|(_, o)| o.instances.contains_key(&instance));
                 found.map(|(group, _)| group.clone())
             }
         }
@@ -178,18 +169,12 @@ impl NodeLink {
         let Some(ToAccountAgent::Hello(hello)) = hello else {
             return Err(anyhow!("the node spoke before its hello"));
         };
-        let (instance, group) = (
-            certificate.id.instance.clone(),
-            certificate.id.group.clone(),
-        );
+        let (instance, group) = (certificate.id.instance.clone(), certificate.id.group.clone());
         let artifacts = match self.admit(&hello, &instance, &group) {
             Ok(artifacts) => artifacts,
             Err(reason) => {
                 tracing::warn!(%instance, %group, reason, "a node was turned away");
-                let goodbye = ToNode::Goodbye {
-                    reason,
-                    retry_after_secs: 5,
-                };
+                let goodbye = ToNode::Goodbye { reason, retry_after_secs: 5 };
                 write(&mut send, &goodbye).await?;
                 let _ = send.finish();
                 let _ = tokio::time::timeout(WRITE_MAX, connection.closed()).await;
@@ -218,10 +203,15 @@ impl NodeLink {
             address,
             told: artifacts,
             withdrawn: false,
+            completing: false,
         };
+        let lifetime = certificate.not_after_unix_secs.saturating_sub(clock::unix_secs());
+        let expiry = tokio::time::sleep(Duration::from_secs(lifetime));
+        tokio::pin!(expiry);
         let ended = loop {
             tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
+                () = &mut expiry => break Err(anyhow!("the node's certificate has expired")),
                 message = receive.next::<ToAccountAgent>() => match message {
                     Ok(Some(message)) => {
                         if let Err(error) = node.handle(message, &mut send).await {
@@ -254,10 +244,7 @@ impl NodeLink {
         group: &GroupName,
     ) -> Result<v1::Artifacts, String> {
         if !hello.versions.contains(&v1::VERSION) {
-            return Err(format!(
-                "this account agent speaks version {} only",
-                v1::VERSION
-            ));
+            return Err(format!("this account agent speaks version {} only", v1::VERSION));
         }
         if (&hello.instance, &hello.group) != (instance, group) {
             return Err("the hello names another node than the certificate".to_owned());
@@ -270,10 +257,7 @@ impl NodeLink {
 
     /// A node of a group that is being destroyed goes on with what it has until it has drained.
     fn last_artifacts(&self, instance: &InstanceId) -> Option<v1::Artifacts> {
-        self.shared
-            .registry()
-            .get(instance)
-            .and_then(|node| node.artifacts.clone())
+        self.shared.registry().get(instance).and_then(|node| node.artifacts.clone())
     }
 }
 
@@ -285,6 +269,8 @@ struct NodeSession<'a> {
     address: IpAddr,
     told: v1::Artifacts,
     withdrawn: bool,
+    /// AWS is being told; the node repeats itself until its instance ends.
+    completing: bool,
 }
 
 impl NodeSession<'_> {
@@ -310,10 +296,10 @@ impl NodeSession<'_> {
                 Ok(())
             }
             ToAccountAgent::Drained => {
-                self.link
-                    .shared
-                    .update_registry(|registry| registry.drained(&self.instance, now));
-                self.complete_drain();
+                self.link.shared.update_registry(|registry| registry.drained(&self.instance, now));
+                if !std::mem::replace(&mut self.completing, true) {
+                    self.complete_drain();
+                }
                 Ok(())
             }
         }

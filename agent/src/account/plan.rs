@@ -144,17 +144,11 @@ fn plan_group(
             } else {
                 vec![]
             };
-            GroupPlan {
-                actions,
-                ..GroupPlan::default()
-            }
+            GroupPlan { actions, ..GroupPlan::default() }
         }
         (Intent::Apply(spec), None) => {
             let actions = vec![Action::Create(shape(accepted, spec, guardrails, tenant))];
-            GroupPlan {
-                actions,
-                ..GroupPlan::default()
-            }
+            GroupPlan { actions, ..GroupPlan::default() }
         }
         (Intent::Apply(_), Some(group)) if group.deleting => GroupPlan {
             held: vec![held(
@@ -178,11 +172,7 @@ fn shape(
     tenant: &TenantId,
 ) -> Shape {
     let order = &accepted.order;
-    let options: Vec<String> = spec
-        .options
-        .iter()
-        .map(|(k, v)| format!("{k}={v}"))
-        .collect();
+    let options: Vec<String> = spec.options.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let mut tags = spec.tags.clone();
     for (key, value) in [
         (TAG_TENANT, tenant.to_string()),
@@ -219,10 +209,7 @@ fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
         }
     }
     if !differences.is_empty() {
-        plan.actions.push(Action::Resize {
-            asg_name: asg_name.clone(),
-            nodes: wanted.nodes,
-        });
+        plan.actions.push(Action::Resize { asg_name: asg_name.clone(), nodes: wanted.nodes });
     }
     if observed.launch_template.as_ref() != Some(&wanted.launch_template) {
         let is = observed.launch_template.as_ref();
@@ -230,16 +217,10 @@ fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
             "launch template {} version {} -> {}",
             wanted.launch_template.name,
             wanted.launch_template.version,
-            is.map_or("none".to_owned(), |is| format!(
-                "{} version {}",
-                is.name, is.version
-            ))
+            is.map_or("none".to_owned(), |is| format!("{} version {}", is.name, is.version))
         ));
         let launch_template = wanted.launch_template.clone();
-        plan.actions.push(Action::UseTemplate {
-            asg_name: asg_name.clone(),
-            launch_template,
-        });
+        plan.actions.push(Action::UseTemplate { asg_name: asg_name.clone(), launch_template });
     }
     let tags: BTreeMap<String, String> = wanted
         .tags

@@ -8,12 +8,7 @@ use crate::account::testing::{group, identity, ledger_of, order, spec};
 fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
     let order = order("a", 1, None, Intent::Apply(spec(nodes)));
     let accepted = ledger_of(&[order])[&group("a")].clone();
-    let shape = shape(
-        &accepted,
-        &spec(nodes),
-        &guardrails::sample(),
-        &identity().tenant,
-    );
+    let shape = shape(&accepted, &spec(nodes), &guardrails::sample(), &identity().tenant);
     let mut tags = shape.tags;
     tags.insert(TAG_GENERATION.to_owned(), generation.to_string());
     ObservedGroup {
@@ -25,13 +20,7 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
         instances: (0..nodes)
             .map(|n| {
                 let id = InstanceId::try_from(format!("i-{n:017x}")).expect("valid");
-                (
-                    id,
-                    ObservedInstance {
-                        lifecycle: "InService".to_owned(),
-                        healthy: true,
-                    },
-                )
+                (id, ObservedInstance { lifecycle: "InService".to_owned(), healthy: true })
             })
             .collect(),
         deleting: false,
@@ -49,25 +38,15 @@ fn words(
     let parent = (generation > 1).then(|| outstation_protocol::Digest::of(b"parent"));
     let ledger = ledger_of(&[order("a", generation, parent, intent)]);
     let observed: Observed = observed.into_iter().map(|o| (group("a"), o)).collect();
-    let mut plan = plan(
-        &ledger,
-        &observed,
-        &Ok(guardrails),
-        &identity().tenant,
-        link_live,
-    );
-    let plan = plan
-        .remove(&group("a"))
-        .expect("every group of the ledger has a plan");
+    let mut plan = plan(&ledger, &observed, &Ok(guardrails), &identity().tenant, link_live);
+    let plan = plan.remove(&group("a")).expect("every group of the ledger has a plan");
     let mut words: Vec<String> = plan
         .actions
         .iter()
         .map(|action| match action {
             Action::Create(shape) => format!("create {} {}", shape.asg_name, shape.nodes),
             Action::Resize { nodes, .. } => format!("resize {nodes}"),
-            Action::UseTemplate {
-                launch_template, ..
-            } => {
+            Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
             Action::Tag { tags, .. } => format!("tag {}", tags.len()),
@@ -75,11 +54,7 @@ fn words(
             Action::Delete { .. } => "delete".to_owned(),
         })
         .collect();
-    words.extend(
-        plan.held
-            .iter()
-            .map(|held| format!("held by {}", held.rule)),
-    );
+    words.extend(plan.held.iter().map(|held| format!("held by {}", held.rule)));
     words.extend(plan.drift.iter().map(|drift| format!("drift {drift}")));
     words.join("; ")
 }
@@ -93,34 +68,10 @@ fn what_was_ordered_is_brought_about_step_by_step() {
         Some(observed)
     };
     for (name, intent, generation, observed, wanted) in [
-        (
-            "new",
-            Intent::Apply(spec(3)),
-            1,
-            None,
-            "create outstation-a 3",
-        ),
-        (
-            "as ordered",
-            Intent::Apply(spec(3)),
-            1,
-            Some(as_ordered(3, 1)),
-            "",
-        ),
-        (
-            "grow",
-            Intent::Apply(spec(5)),
-            2,
-            Some(as_ordered(3, 1)),
-            "resize 5; tag 1",
-        ),
-        (
-            "shrink",
-            Intent::Apply(spec(2)),
-            2,
-            Some(as_ordered(3, 1)),
-            "resize 2; tag 1",
-        ),
+        ("new", Intent::Apply(spec(3)), 1, None, "create outstation-a 3"),
+        ("as ordered", Intent::Apply(spec(3)), 1, Some(as_ordered(3, 1)), ""),
+        ("grow", Intent::Apply(spec(5)), 2, Some(as_ordered(3, 1)), "resize 5; tag 1"),
+        ("shrink", Intent::Apply(spec(2)), 2, Some(as_ordered(3, 1)), "resize 2; tag 1"),
         (
             "desired changed by hand",
             Intent::Apply(spec(3)),
@@ -140,13 +91,7 @@ fn what_was_ordered_is_brought_about_step_by_step() {
             }),
             "tag 1; drift tag outstation:kind \"transform\" -> \"none\"",
         ),
-        (
-            "tombstone: drain first",
-            Intent::Destroy,
-            2,
-            Some(as_ordered(3, 1)),
-            "drain",
-        ),
+        ("tombstone: drain first", Intent::Destroy, 2, Some(as_ordered(3, 1)), "drain"),
         (
             "tombstone: instances are leaving",
             Intent::Destroy,
@@ -164,13 +109,7 @@ fn what_was_ordered_is_brought_about_step_by_step() {
             }),
             "delete",
         ),
-        (
-            "tombstone: being deleted",
-            Intent::Destroy,
-            2,
-            with(|o| o.deleting = true),
-            "",
-        ),
+        ("tombstone: being deleted", Intent::Destroy, 2, with(|o| o.deleting = true), ""),
         ("tombstone: gone", Intent::Destroy, 2, None, ""),
         (
             "again while the old one is deleted",
@@ -180,11 +119,7 @@ fn what_was_ordered_is_brought_about_step_by_step() {
             "held by deleting",
         ),
     ] {
-        assert_eq!(
-            words(intent, generation, observed, rails(), true),
-            wanted,
-            "{name}"
-        );
+        assert_eq!(words(intent, generation, observed, rails(), true), wanted, "{name}");
     }
 }
 
@@ -245,15 +180,7 @@ fn what_may_not_be_done_is_held_with_its_rule() {
             false,
             "resize 3; drift min size 3 -> 2; drift desired capacity 3 -> 2",
         ),
-        (
-            "pause",
-            Intent::Apply(spec(5)),
-            2,
-            Some(as_ordered(3, 1)),
-            paused,
-            true,
-            "held by pause",
-        ),
+        ("pause", Intent::Apply(spec(5)), 2, Some(as_ordered(3, 1)), paused, true, "held by pause"),
         (
             "drift is only reported",
             Intent::Apply(spec(3)),
@@ -264,24 +191,15 @@ fn what_may_not_be_done_is_held_with_its_rule() {
             "drift min size 3 -> 2; drift desired capacity 3 -> 2",
         ),
     ] {
-        assert_eq!(
-            words(intent, generation, observed, rails, live),
-            wanted,
-            "{name}"
-        );
+        assert_eq!(words(intent, generation, observed, rails, live), wanted, "{name}");
     }
 }
 
 #[test]
 fn a_group_that_nobody_ordered_is_left_alone() {
     let observed: Observed = [(group("stranger"), as_ordered(3, 1))].into();
-    let plan = plan(
-        &BTreeMap::new(),
-        &observed,
-        &Ok(guardrails::sample()),
-        &identity().tenant,
-        true,
-    );
+    let plan =
+        plan(&BTreeMap::new(), &observed, &Ok(guardrails::sample()), &identity().tenant, true);
     assert!(plan.is_empty());
 }
 

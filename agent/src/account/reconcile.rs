@@ -39,12 +39,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     pub fn new(shared: Arc<Shared>, aws: Aws) -> Reconciler {
-        Reconciler {
-            shared,
-            aws,
-            memories: BTreeMap::new(),
-            backoffs: BTreeMap::new(),
-        }
+        Reconciler { shared, aws, memories: BTreeMap::new(), backoffs: BTreeMap::new() }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -86,17 +81,12 @@ impl Reconciler {
     async fn look(&mut self) -> Result<bool, CallError> {
         let guardrails = self.shared.refresh_guardrails();
         let observed = match &guardrails {
-            Ok(guardrails) => {
-                self.aws
-                    .observe(&self.shared.identity.tenant, guardrails)
-                    .await?
-            }
+            Ok(guardrails) => self.aws.observe(&self.shared.identity.tenant, guardrails).await?,
             // Without the prefix nothing tells ours from others; what was last seen is kept.
             Err(_) => lock(&self.shared.observed).clone(),
         };
         lock(&self.shared.observed).clone_from(&observed);
-        self.shared
-            .update_registry(|registry| registry.forget_missing(&observed));
+        self.shared.update_registry(|registry| registry.forget_missing(&observed));
 
         let accepted = lock(&self.shared.ledger).accepted().clone();
         let live = *self.shared.link_live.borrow();
@@ -117,11 +107,7 @@ impl Reconciler {
             self.backoffs.remove(group);
             return;
         }
-        if self
-            .backoffs
-            .get(group)
-            .is_some_and(|backoff| now < backoff.until)
-        {
+        if self.backoffs.get(group).is_some_and(|backoff| now < backoff.until) {
             return;
         }
         for action in &plan.actions {
@@ -131,8 +117,7 @@ impl Reconciler {
                     error = %failure.message, "an action failed; it is tried again");
                 memory.failure = Some(failure);
                 let until = clock::now() + backoff(attempts);
-                self.backoffs
-                    .insert(group.clone(), Backoff { attempts, until });
+                self.backoffs.insert(group.clone(), Backoff { attempts, until });
                 return;
             }
         }
@@ -210,9 +195,7 @@ async fn perform(
     match newest {
         Ok(true) => {}
         Ok(false) => {
-            return Err(held(
-                "the account store holds another order by now".to_owned(),
-            ));
+            return Err(held("the account store holds another order by now".to_owned()));
         }
         Err(error) => return Err(held(error.to_string())),
     }
@@ -227,10 +210,7 @@ fn answers_of(
 ) -> Vec<Answer> {
     let generation = accepted.order.generation;
     let mut answers = Vec::new();
-    answers.extend(converged.map(|observed| Answer::Converged {
-        generation,
-        observed,
-    }));
+    answers.extend(converged.map(|observed| Answer::Converged { generation, observed }));
     answers.push(Answer::Status(status));
     answers
 }
@@ -245,7 +225,5 @@ fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) {
 
 fn backoff(attempts: u32) -> Duration {
     let doubled = RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10));
-    doubled
-        .min(RETRY_MAX)
-        .mul_f64(0.5 + rand::random::<f64>() / 2.0)
+    doubled.min(RETRY_MAX).mul_f64(0.5 + rand::random::<f64>() / 2.0)
 }

@@ -49,10 +49,7 @@ pub enum StateRefused {
     #[error("endpoint {endpoint:?} is not an address and port")]
     NotAnAddress { endpoint: String },
     #[error("endpoint {endpoint} is not on the node's own address {address}")]
-    AnotherAddress {
-        endpoint: SocketAddr,
-        address: IpAddr,
-    },
+    AnotherAddress { endpoint: SocketAddr, address: IpAddr },
 }
 
 impl Registry {
@@ -100,21 +97,16 @@ impl Registry {
         state: NodeState,
         now_unix_secs: u64,
     ) -> Result<(), StateRefused> {
-        let Some(node) = self
-            .nodes
-            .get_mut(instance)
-            .filter(|n| n.session == Some(session))
-        else {
+        let Some(node) = self.nodes.get_mut(instance).filter(|n| n.session == Some(session)) else {
             return Ok(());
         };
         let endpoint = state
             .endpoint
             .map(|endpoint| match endpoint.parse::<SocketAddr>() {
                 Err(_) => Err(StateRefused::NotAnAddress { endpoint }),
-                Ok(parsed) if parsed.ip() != address => Err(StateRefused::AnotherAddress {
-                    endpoint: parsed,
-                    address,
-                }),
+                Ok(parsed) if parsed.ip() != address => {
+                    Err(StateRefused::AnotherAddress { endpoint: parsed, address })
+                }
                 Ok(parsed) => Ok(parsed),
             })
             .transpose()?;
@@ -124,9 +116,7 @@ impl Registry {
         node.phase = state.phase;
         node.endpoint = endpoint;
         node.artifacts = state.artifacts;
-        node.reason = state
-            .reason
-            .map(|reason| reason.chars().take(300).collect());
+        node.reason = state.reason.map(|reason| reason.chars().take(300).collect());
         Ok(())
     }
 
@@ -142,11 +132,7 @@ impl Registry {
     }
 
     pub fn lost(&mut self, instance: &InstanceId, session: SessionId, now_unix_secs: u64) {
-        if let Some(node) = self
-            .nodes
-            .get_mut(instance)
-            .filter(|n| n.session == Some(session))
-        {
+        if let Some(node) = self.nodes.get_mut(instance).filter(|n| n.session == Some(session)) {
             node.session = None;
             node.lost_at_unix_secs = Some(now_unix_secs);
         }
@@ -154,10 +140,8 @@ impl Registry {
 
     /// Forgets the nodes whose instances AWS no longer has. True if there were any.
     pub fn forget_missing(&mut self, observed: &Observed) -> bool {
-        let present: BTreeSet<&InstanceId> = observed
-            .values()
-            .flat_map(|group| group.instances.keys())
-            .collect();
+        let present: BTreeSet<&InstanceId> =
+            observed.values().flat_map(|group| group.instances.keys()).collect();
         let before = self.nodes.len();
         self.nodes.retain(|instance, node| {
             // A node that has just said hello may be newer than the last look at AWS.
@@ -177,10 +161,7 @@ impl Registry {
             })
             .filter_map(|(instance, node)| {
                 let address = node.endpoint?;
-                Some(CallerEndpoint {
-                    instance: instance.clone(),
-                    address,
-                })
+                Some(CallerEndpoint { instance: instance.clone(), address })
             })
             .collect()
     }
@@ -209,11 +190,7 @@ impl Registry {
             .filter(|(_, node)| node.artifacts.as_ref().is_some_and(|a| !same(a, wanted)))
             .map(|(instance, _)| instance)
             .collect();
-        let size = self
-            .nodes
-            .values()
-            .filter(|node| node.group == own.group)
-            .count();
+        let size = self.nodes.values().filter(|node| node.group == own.group).count();
         let batch = (size / 3).max(1);
         let first_in_line = serving_others.iter().take(batch).any(|id| *id == instance);
         if first_in_line || own.phase != NodePhase::Ready {
@@ -245,11 +222,7 @@ impl Registry {
                 },
                 Some(_) | None => NodeStatus {
                     instance: instance.clone(),
-                    phase: if observed.is_leaving() {
-                        NodePhase::Gone
-                    } else {
-                        NodePhase::Booting
-                    },
+                    phase: if observed.is_leaving() { NodePhase::Gone } else { NodePhase::Booting },
                     endpoint: None,
                     bundle: None,
                     reason: Some(format!("AWS says {}", observed.lifecycle)),
@@ -299,9 +272,7 @@ mod tests {
         let mut registry = Registry::default();
         for n in 0..count {
             registry.hello(instance(n), group("a"), SessionId(1), 0);
-            registry
-                .state(&instance(n), SessionId(1), ADDRESS, ready(b"old"), 0)
-                .expect("own");
+            registry.state(&instance(n), SessionId(1), ADDRESS, ready(b"old"), 0).expect("own");
         }
         registry
     }
@@ -310,24 +281,11 @@ mod tests {
     fn only_ready_nodes_are_endpoints_and_a_lost_one_stays_for_a_while() {
         let mut registry = with_nodes(2);
         assert_eq!(registry.endpoints(&group("a"), 0).len(), 2);
-        let draining = NodeState {
-            phase: NodePhase::Draining,
-            ..ready(b"old")
-        };
-        registry
-            .state(&instance(0), SessionId(1), ADDRESS, draining, 5)
-            .expect("own");
-        assert_eq!(
-            registry.endpoints(&group("a"), 5).len(),
-            1,
-            "draining: withdrawn"
-        );
+        let draining = NodeState { phase: NodePhase::Draining, ..ready(b"old") };
+        registry.state(&instance(0), SessionId(1), ADDRESS, draining, 5).expect("own");
+        assert_eq!(registry.endpoints(&group("a"), 5).len(), 1, "draining: withdrawn");
         registry.lost(&instance(1), SessionId(1), 10);
-        assert_eq!(
-            registry.endpoints(&group("a"), 69).len(),
-            1,
-            "its server may live"
-        );
+        assert_eq!(registry.endpoints(&group("a"), 69).len(), 1, "its server may live");
         assert_eq!(registry.endpoints(&group("a"), 70).len(), 0);
         assert_eq!(registry.endpoints(&group("b"), 5).len(), 0);
     }
@@ -335,16 +293,10 @@ mod tests {
     #[test]
     fn a_node_cannot_send_callers_to_another_address() {
         let mut registry = with_nodes(1);
-        let elsewhere = NodeState {
-            endpoint: Some("10.0.0.9:7400".to_owned()),
-            ..ready(b"old")
-        };
+        let elsewhere = NodeState { endpoint: Some("10.0.0.9:7400".to_owned()), ..ready(b"old") };
         let refused = registry.state(&instance(0), SessionId(1), ADDRESS, elsewhere, 1);
         assert!(matches!(refused, Err(StateRefused::AnotherAddress { .. })));
-        let nonsense = NodeState {
-            endpoint: Some("here".to_owned()),
-            ..ready(b"old")
-        };
+        let nonsense = NodeState { endpoint: Some("here".to_owned()), ..ready(b"old") };
         let refused = registry.state(&instance(0), SessionId(1), ADDRESS, nonsense, 1);
         assert!(matches!(refused, Err(StateRefused::NotAnAddress { .. })));
     }
@@ -353,13 +305,8 @@ mod tests {
     fn an_older_session_has_no_say() {
         let mut registry = with_nodes(1);
         registry.hello(instance(0), group("a"), SessionId(2), 3);
-        let gone = NodeState {
-            phase: NodePhase::Unhealthy,
-            ..ready(b"old")
-        };
-        registry
-            .state(&instance(0), SessionId(1), ADDRESS, gone, 4)
-            .expect("ignored");
+        let gone = NodeState { phase: NodePhase::Unhealthy, ..ready(b"old") };
+        registry.state(&instance(0), SessionId(1), ADDRESS, gone, 4).expect("ignored");
         registry.lost(&instance(0), SessionId(1), 4);
         assert_eq!(registry.endpoints(&group("a"), 1000).len(), 1);
     }
@@ -368,10 +315,7 @@ mod tests {
     fn a_restart_forgets_no_endpoint() {
         let registry = with_nodes(3);
         let restored = Registry::restore(&registry.to_json(), 100).expect("own JSON");
-        assert_eq!(
-            restored.endpoints(&group("a"), 100),
-            registry.endpoints(&group("a"), 100)
-        );
+        assert_eq!(restored.endpoints(&group("a"), 100), registry.endpoints(&group("a"), 100));
     }
 
     #[test]
@@ -384,24 +328,12 @@ mod tests {
                 .collect()
         };
         assert_eq!(told(&registry), [0, 1]);
-        registry
-            .state(&instance(0), SessionId(1), ADDRESS, ready(b"new"), 1)
-            .expect("own");
-        assert_eq!(
-            told(&registry),
-            [0, 1, 2],
-            "one is done, the next one starts"
-        );
+        registry.state(&instance(0), SessionId(1), ADDRESS, ready(b"new"), 1).expect("own");
+        assert_eq!(told(&registry), [0, 1, 2], "one is done, the next one starts");
         for n in 1..6 {
-            registry
-                .state(&instance(n), SessionId(1), ADDRESS, ready(b"new"), 2)
-                .expect("own");
+            registry.state(&instance(n), SessionId(1), ADDRESS, ready(b"new"), 2).expect("own");
         }
         assert_eq!(told(&registry), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(
-            registry.artifacts_for(&instance(99), &wanted),
-            wanted,
-            "a new node: at once"
-        );
+        assert_eq!(registry.artifacts_for(&instance(99), &wanted), wanted, "a new node: at once");
     }
 }

@@ -45,10 +45,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub fn new(config: Config, ledger: Ledger) -> Shared {
-        let identity = Identity {
-            tenant: config.tenant.clone(),
-            data_plane: config.data_plane(),
-        };
+        let identity = Identity { tenant: config.tenant.clone(), data_plane: config.data_plane() };
         let registry = std::fs::read(nodes_file(&config))
             .ok()
             .and_then(|json| Registry::restore(&json, clock::unix_secs()).ok())
@@ -126,10 +123,7 @@ impl Shared {
     }
 
     pub fn knows_group(&self, group: &GroupName) -> bool {
-        lock(&self.ledger)
-            .accepted()
-            .get(group)
-            .is_some_and(|a| !a.order.is_tombstone())
+        lock(&self.ledger).accepted().get(group).is_some_and(|a| !a.order.is_tombstone())
     }
 
     pub fn endpoints(&self, group: &GroupName) -> Vec<CallerEndpoint> {

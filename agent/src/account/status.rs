@@ -32,14 +32,7 @@ impl Memory {
         if !repaired && self.drift.first().is_some_and(seen) {
             return;
         }
-        self.drift.insert(
-            0,
-            Drift {
-                change,
-                repaired,
-                at_unix_secs: now_unix_secs,
-            },
-        );
+        self.drift.insert(0, Drift { change, repaired, at_unix_secs: now_unix_secs });
         self.drift.truncate(DRIFT_ENTRIES_MAX);
     }
 }
@@ -71,14 +64,12 @@ pub fn assess(
         && ready_nodes == desired_nodes;
     let (phase, reason) = match &accepted.order.intent {
         Intent::Destroy if observed.is_none() => (GroupPhase::Deleted, "deleted".to_owned()),
-        Intent::Destroy => (
-            GroupPhase::Deleting,
-            format!("{observed_nodes} instances still to drain and end"),
-        ),
-        Intent::Apply(_) if done => (
-            GroupPhase::Ready,
-            format!("{ready_nodes} of {desired_nodes} nodes ready"),
-        ),
+        Intent::Destroy => {
+            (GroupPhase::Deleting, format!("{observed_nodes} instances still to drain and end"))
+        }
+        Intent::Apply(_) if done => {
+            (GroupPhase::Ready, format!("{ready_nodes} of {desired_nodes} nodes ready"))
+        }
         Intent::Apply(_) => unfinished(accepted, plan, observed, &held, memory, || {
             describe_nodes(ready_nodes, desired_nodes, observed_nodes, &nodes)
         }),
@@ -118,24 +109,15 @@ fn unfinished(
     nodes: impl Fn() -> String,
 ) -> (GroupPhase, String) {
     if memory.failure.is_some() {
-        let message = held
-            .last()
-            .map_or(String::new(), |held| held.message.clone());
+        let message = held.last().map_or(String::new(), |held| held.message.clone());
         return (GroupPhase::Error, message);
     }
     if let Some(held) = held.first() {
-        let phase = if observed.is_some() {
-            GroupPhase::Updating
-        } else {
-            GroupPhase::Pending
-        };
+        let phase = if observed.is_some() { GroupPhase::Updating } else { GroupPhase::Pending };
         return (phase, format!("held: {}", held.message));
     }
     if observed.is_none() {
-        return (
-            GroupPhase::Creating,
-            "the AutoScaling group is being created".to_owned(),
-        );
+        return (GroupPhase::Creating, "the AutoScaling group is being created".to_owned());
     }
     let underway = plan.actions.iter().any(|action| match action {
         Action::Resize { .. } | Action::UseTemplate { .. } | Action::Tag { .. } => true,
@@ -144,11 +126,7 @@ fn unfinished(
     match memory.converged {
         Some(generation) if generation == accepted.order.generation => {
             let drift = plan.drift.join(", ");
-            let reason = if drift.is_empty() {
-                nodes()
-            } else {
-                format!("drift: {drift}")
-            };
+            let reason = if drift.is_empty() { nodes() } else { format!("drift: {drift}") };
             (GroupPhase::Degraded, reason)
         }
         Some(_) => (GroupPhase::Updating, nodes()),
@@ -203,13 +181,7 @@ mod tests {
                 .map(|n| {
                     let id = InstanceId::try_from(format!("i-{n:08x}")).expect("valid");
                     let lifecycle = "InService".to_owned();
-                    (
-                        id,
-                        super::super::plan::ObservedInstance {
-                            lifecycle,
-                            healthy: true,
-                        },
-                    )
+                    (id, super::super::plan::ObservedInstance { lifecycle, healthy: true })
                 })
                 .collect(),
             deleting: false,
@@ -248,26 +220,15 @@ mod tests {
             memory,
             100,
         );
-        format!(
-            "{} {}{}",
-            status.phase,
-            status.reason,
-            if converged.is_some() { " *" } else { "" }
-        )
+        format!("{} {}{}", status.phase, status.reason, if converged.is_some() { " *" } else { "" })
     }
 
     #[test]
     fn a_phase_says_where_a_group_stands_and_why() {
         use NodePhase::{Ready, Warming};
         let apply = || Intent::Apply(spec(3));
-        let before = || Memory {
-            converged: Some(Generation(1)),
-            ..Memory::default()
-        };
-        let now = || Memory {
-            converged: Some(Generation(2)),
-            ..Memory::default()
-        };
+        let before = || Memory { converged: Some(Generation(1)), ..Memory::default() };
+        let now = || Memory { converged: Some(Generation(2)), ..Memory::default() };
         for (intent, observed, phases, mut memory, wanted) in [
             (
                 apply(),
@@ -325,10 +286,7 @@ mod tests {
             message: "CreateAutoScalingGroup: AccessDenied".into(),
             hint: "give the role that action".into(),
         };
-        let mut memory = Memory {
-            failure: Some(failure),
-            ..Memory::default()
-        };
+        let mut memory = Memory { failure: Some(failure), ..Memory::default() };
         let words = words(Intent::Apply(spec(3)), None, &[], &mut memory);
         assert_eq!(words, "ERROR CreateAutoScalingGroup: AccessDenied");
     }

@@ -56,17 +56,11 @@ pub fn order(name: &str, generation: u64, parent: Option<Digest>, intent: Intent
 }
 
 pub fn accepted(order: &Order) -> Accepted {
-    Accepted {
-        digest: order.clone().into_envelope().digest(),
-        order: order.clone(),
-    }
+    Accepted { digest: order.clone().into_envelope().digest(), order: order.clone() }
 }
 
 pub fn ledger_of(orders: &[Order]) -> BTreeMap<GroupName, Accepted> {
-    orders
-        .iter()
-        .map(|order| (order.group.clone(), accepted(order)))
-        .collect()
+    orders.iter().map(|order| (order.group.clone(), accepted(order))).collect()
 }
 
 pub fn temporary_folder() -> tempfile::TempDir {

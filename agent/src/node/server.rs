@@ -122,6 +122,8 @@ impl ServerSettings {
             .env_clear()
             .envs(["PATH", "RUST_LOG"].iter().filter_map(|n| Some((n, std::env::var_os(n)?))))
             .env("HOME", &self.dir)
+            // What a killed server leaves behind goes with the instance's folder.
+            .env("TMPDIR", &self.dir)
             .env("LANG", "C.UTF-8")
             .current_dir(&self.dir)
             .stdin(Stdio::null())

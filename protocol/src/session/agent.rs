@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{
-    Answer, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, HEARTBEAT_MAX, HEARTBEAT_MIN, Report, Reports,
-    reports_hash, set_hash,
+    Answer, AnswerKind, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, HEARTBEAT_MAX, HEARTBEAT_MIN, Report,
+    Reports, reports_hash, set_hash,
 };
 use crate::envelope::Envelope;
 use crate::ids::{Digest, Generation, GroupName};
@@ -23,10 +23,7 @@ pub struct AgentConfig {
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        AgentConfig {
-            silence_max: Duration::from_secs(60),
-            fetch_timeout: Duration::from_secs(10),
-        }
+        AgentConfig { silence_max: Duration::from_secs(60), fetch_timeout: Duration::from_secs(10) }
     }
 }
 
@@ -78,33 +75,9 @@ pub struct AgentSession {
 
 enum Link {
     Greeting,
-    Live {
-        heartbeat: Duration,
-        next_heartbeat: Instant,
-    },
-    Closing {
-        reason: String,
-        retry_after: Option<Duration>,
-    },
+    Live { heartbeat: Duration, next_heartbeat: Instant },
+    Closing { reason: String, retry_after: Option<Duration> },
     Closed,
-}
-
-/// Answers leave in this order: what was decided before how it looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum AnswerKind {
-    Accepted,
-    Refused,
-    Converged,
-    Status,
-}
-
-fn kind_of(answer: &Answer) -> AnswerKind {
-    match answer {
-        Answer::Accepted { .. } => AnswerKind::Accepted,
-        Answer::Refused { .. } => AnswerKind::Refused,
-        Answer::Converged { .. } => AnswerKind::Converged,
-        Answer::Status(_) => AnswerKind::Status,
-    }
 }
 
 impl AgentSession {
@@ -138,18 +111,9 @@ impl AgentSession {
         self.last_heard = now;
         match (message, matches!(self.link, Link::Greeting)) {
             (ToAgent::Welcome(welcome), true) => self.handle_welcome(&welcome, now),
-            (
-                ToAgent::Goodbye {
-                    reason,
-                    retry_after_secs,
-                },
-                _,
-            ) => {
+            (ToAgent::Goodbye { reason, retry_after_secs }, _) => {
                 let retry_after = Duration::from_secs(retry_after_secs.into()).min(HEARTBEAT_MAX);
-                self.close(
-                    format!("the broker said goodbye: {reason}"),
-                    Some(retry_after),
-                );
+                self.close(format!("the broker said goodbye: {reason}"), Some(retry_after));
             }
             (_, true) => self.close("the broker spoke before its welcome".into(), None),
             (ToAgent::Welcome(_), false) => {}
@@ -167,10 +131,7 @@ impl AgentSession {
         }
         let heartbeat =
             Duration::from_secs(welcome.heartbeat_secs.into()).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
-        self.link = Link::Live {
-            heartbeat,
-            next_heartbeat: now + heartbeat,
-        };
+        self.link = Link::Live { heartbeat, next_heartbeat: now + heartbeat };
         self.live_due = true;
         // Says at once what we stand by; the broker asks for more only if that is news to it.
         self.heartbeat_due = true;
@@ -183,23 +144,14 @@ impl AgentSession {
 
     fn handle_set(&mut self, entries: Vec<SetEntry>) {
         if entries.len() > SET_ENTRIES_MAX {
-            return self.close(
-                format!("a set of {} entries is too large", entries.len()),
-                None,
-            );
+            return self.close(format!("a set of {} entries is too large", entries.len()), None);
         }
-        let set: DesiredSet = entries
-            .into_iter()
-            .map(|e| (e.group, (e.generation, e.digest)))
-            .collect();
+        let set: DesiredSet =
+            entries.into_iter().map(|e| (e.group, (e.generation, e.digest))).collect();
         self.wanted.clear();
         self.send_set_due = false;
         for (group, (generation, digest)) in &set {
-            let entry = SetEntry {
-                group: group.clone(),
-                generation: *generation,
-                digest: *digest,
-            };
+            let entry = SetEntry { group: group.clone(), generation: *generation, digest: *digest };
             self.compare_entry(entry);
         }
         self.in_flight
@@ -242,22 +194,15 @@ impl AgentSession {
     }
 
     fn already_refused(&self, entry: &SetEntry) -> bool {
-        self.reports
-            .get(&entry.group)
-            .and_then(|answers| answers.refused.as_ref())
-            .is_some_and(|(generation, digest, _)| {
-                (*generation, *digest) == (entry.generation, entry.digest)
-            })
+        self.reports.get(&entry.group).and_then(|answers| answers.refused.as_ref()).is_some_and(
+            |(generation, digest, _)| (*generation, *digest) == (entry.generation, entry.digest),
+        )
     }
 
     /// An envelope that was not asked for is not judged: nothing acts on the broker's mere word.
     fn handle_order(&mut self, envelope: Envelope) {
         let digest = envelope.digest();
-        let Some(entry) = self
-            .in_flight
-            .keys()
-            .find(|entry| entry.digest == digest)
-            .cloned()
+        let Some(entry) = self.in_flight.keys().find(|entry| entry.digest == digest).cloned()
         else {
             return;
         };
@@ -270,11 +215,7 @@ impl AgentSession {
         self.judging.remove(&entry);
         match verdict {
             Verdict::Accepted => {
-                let SetEntry {
-                    group,
-                    generation,
-                    digest,
-                } = entry;
+                let SetEntry { group, generation, digest } = entry;
                 self.accepted.insert(group.clone(), (generation, digest));
                 self.handle_report(Report {
                     group,
@@ -286,24 +227,16 @@ impl AgentSession {
     }
 
     fn refuse(&mut self, entry: SetEntry, reason: Refusal) {
-        let SetEntry {
-            group,
-            generation,
-            digest,
-        } = entry;
+        let SetEntry { group, generation, digest } = entry;
         self.handle_report(Report {
             group,
-            answer: Answer::Refused {
-                generation,
-                digest,
-                reason,
-            },
+            answer: Answer::Refused { generation, digest, reason },
         });
     }
 
     /// News from the reconciler: replaces what is unsent of the same group and kind.
     pub fn handle_report(&mut self, report: Report) {
-        let key = (report.group.clone(), kind_of(&report.answer));
+        let key = (report.group.clone(), report.answer.kind());
         if report.clone().record(&mut self.reports) {
             self.unsent.insert(key, report);
         }
@@ -330,30 +263,17 @@ impl AgentSession {
     fn resend_reports(&mut self) {
         for (group, answers) in &self.reports {
             let mut unsent = |answer: Answer| {
-                let key = (group.clone(), kind_of(&answer));
-                self.unsent.insert(
-                    key,
-                    Report {
-                        group: group.clone(),
-                        answer,
-                    },
-                );
+                let key = (group.clone(), answer.kind());
+                self.unsent.insert(key, Report { group: group.clone(), answer });
             };
             if let Some((generation, digest)) = answers.accepted {
                 unsent(Answer::Accepted { generation, digest });
             }
             if let Some((generation, digest, reason)) = answers.refused.clone() {
-                unsent(Answer::Refused {
-                    generation,
-                    digest,
-                    reason,
-                });
+                unsent(Answer::Refused { generation, digest, reason });
             }
             if let Some((generation, observed)) = answers.converged {
-                unsent(Answer::Converged {
-                    generation,
-                    observed,
-                });
+                unsent(Answer::Converged { generation, observed });
             }
             if let Some(status) = answers.status.clone() {
                 unsent(Answer::Status(status));
@@ -370,11 +290,7 @@ impl AgentSession {
         let silence = self.last_heard + self.config.silence_max;
         match &self.link {
             Link::Live { next_heartbeat, .. } => {
-                let fetch = self
-                    .in_flight
-                    .values()
-                    .map(|at| *at + self.config.fetch_timeout)
-                    .min();
+                let fetch = self.in_flight.values().map(|at| *at + self.config.fetch_timeout).min();
                 silence.min(*next_heartbeat).min(fetch.unwrap_or(silence))
             }
             Link::Greeting | Link::Closing { .. } | Link::Closed => silence,
@@ -396,10 +312,7 @@ impl AgentSession {
             self.in_flight.remove(&entry);
             self.wanted.insert(entry);
         }
-        if let Link::Live {
-            heartbeat,
-            next_heartbeat,
-        } = &mut self.link
+        if let Link::Live { heartbeat, next_heartbeat } = &mut self.link
             && now >= *next_heartbeat
         {
             *next_heartbeat = now + *heartbeat;
@@ -412,17 +325,12 @@ impl AgentSession {
         match &self.link {
             Link::Closed => return None,
             Link::Closing { .. } => {
-                let Link::Closing {
-                    reason,
-                    retry_after,
-                } = std::mem::replace(&mut self.link, Link::Closed)
+                let Link::Closing { reason, retry_after } =
+                    std::mem::replace(&mut self.link, Link::Closed)
                 else {
                     return None;
                 };
-                return Some(AgentOutput::Close {
-                    reason,
-                    retry_after,
-                });
+                return Some(AgentOutput::Close { reason, retry_after });
             }
             Link::Greeting => {
                 let hello = self.hello.take()?;
@@ -464,10 +372,7 @@ impl AgentSession {
 
     fn close(&mut self, reason: String, retry_after: Option<Duration>) {
         if !matches!(self.link, Link::Closed | Link::Closing { .. }) {
-            self.link = Link::Closing {
-                reason,
-                retry_after,
-            };
+            self.link = Link::Closing { reason, retry_after };
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The broker's end of the control link.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::{Answer, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, Report, Reports, reports_hash, set_hash};
+use super::{
+    Answer, AnswerKind, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, Report, Reports, reports_hash,
+    set_hash,
+};
 use crate::envelope::Envelope;
-use crate::ids::AgentId;
+use crate::ids::{AgentId, GroupName};
 use crate::model::DataPlane;
 use crate::v1::{self, Hello, SET_ENTRIES_MAX, SetEntry, ToAgent, ToBroker, Welcome};
 
@@ -20,10 +23,7 @@ pub struct BrokerConfig {
 impl Default for BrokerConfig {
     fn default() -> Self {
         // Three heartbeats may get lost; the agent's keepalive (20-25 s) holds NATs open besides.
-        BrokerConfig {
-            heartbeat: Duration::from_secs(15),
-            silence_max: Duration::from_secs(60),
-        }
+        BrokerConfig { heartbeat: Duration::from_secs(15), silence_max: Duration::from_secs(60) }
     }
 }
 
@@ -49,7 +49,10 @@ pub struct BrokerSession {
     agent: AgentId,
     data_plane: DataPlane,
     set: DesiredSet,
+    /// What the agent stands by, as far as this session has heard; its hash is compared.
     recorded: Reports,
+    /// What the store holds: only what differs is written.
+    stored: Reports,
     link: Link,
     welcome_due: bool,
     release: Option<String>,
@@ -60,17 +63,15 @@ pub struct BrokerSession {
     wanted: BTreeSet<SetEntry>,
     loading: BTreeSet<SetEntry>,
     envelopes: VecDeque<Envelope>,
-    records: VecDeque<Report>,
+    /// Not written down yet; the newest of each group and kind.
+    records: BTreeMap<(GroupName, AnswerKind), Report>,
     last_heard: Instant,
 }
 
 enum Link {
     Greeting,
     Live,
-    Closing {
-        goodbye: Option<String>,
-        reason: String,
-    },
+    Closing { goodbye: Option<String>, reason: String },
     Closed,
 }
 
@@ -89,6 +90,7 @@ impl BrokerSession {
             agent,
             data_plane,
             set,
+            stored: recorded.clone(),
             recorded,
             link: Link::Greeting,
             welcome_due: false,
@@ -99,7 +101,7 @@ impl BrokerSession {
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
             envelopes: VecDeque::new(),
-            records: VecDeque::new(),
+            records: BTreeMap::new(),
             last_heard: now,
         }
     }
@@ -110,69 +112,26 @@ impl BrokerSession {
             (ToBroker::Hello(hello), true) => self.handle_hello(&hello),
             (_, true) => self.close(None, "the agent spoke before its hello".into()),
             (ToBroker::Hello(_), false) => {}
-            (
-                ToBroker::Heartbeat {
-                    reports_hash: offered,
-                },
-                false,
-            ) => {
+            (ToBroker::Heartbeat { reports_hash: offered }, false) => {
                 self.send_reports_due |= offered != reports_hash(&self.recorded);
                 self.heartbeat_due = true;
             }
             (ToBroker::SendSet, false) => self.set_due = true,
             (ToBroker::Fetch(entry), false) => self.handle_fetch(entry),
-            (
-                ToBroker::Accepted {
-                    group,
-                    generation,
-                    digest,
-                },
-                false,
-            ) => {
+            (ToBroker::Accepted { group, generation, digest }, false) => {
+                self.record(Report { group, answer: Answer::Accepted { generation, digest } });
+            }
+            (ToBroker::Refused { group, generation, digest, reason }, false) => {
                 self.record(Report {
                     group,
-                    answer: Answer::Accepted { generation, digest },
+                    answer: Answer::Refused { generation, digest, reason },
                 });
             }
-            (
-                ToBroker::Refused {
-                    group,
-                    generation,
-                    digest,
-                    reason,
-                },
-                false,
-            ) => {
-                self.record(Report {
-                    group,
-                    answer: Answer::Refused {
-                        generation,
-                        digest,
-                        reason,
-                    },
-                });
-            }
-            (
-                ToBroker::Converged {
-                    group,
-                    generation,
-                    observed,
-                },
-                false,
-            ) => {
-                self.record(Report {
-                    group,
-                    answer: Answer::Converged {
-                        generation,
-                        observed,
-                    },
-                });
+            (ToBroker::Converged { group, generation, observed }, false) => {
+                self.record(Report { group, answer: Answer::Converged { generation, observed } });
             }
             (ToBroker::Status { group, status }, false) => {
-                self.record(Report {
-                    group,
-                    answer: Answer::Status(status),
-                });
+                self.record(Report { group, answer: Answer::Status(status) });
             }
         }
     }
@@ -219,16 +178,16 @@ impl BrokerSession {
         if !known && self.recorded.len() >= SET_ENTRIES_MAX {
             return;
         }
-        if report.clone().record(&mut self.recorded) {
-            self.records.push_back(report);
+        report.clone().record(&mut self.recorded);
+        if report.clone().record(&mut self.stored) {
+            self.records.insert((report.group.clone(), report.answer.kind()), report);
         }
     }
 
     /// The desired set has changed. Only the newest is ever sent.
     pub fn handle_set(&mut self, set: DesiredSet) {
         if set != self.set {
-            self.wanted
-                .retain(|e| set.get(&e.group) == Some(&(e.generation, e.digest)));
+            self.wanted.retain(|e| set.get(&e.group) == Some(&(e.generation, e.digest)));
             self.set = set;
             self.set_due = true;
         }
@@ -261,17 +220,14 @@ impl BrokerSession {
 
     /// The next thing to do, most urgent first; `None` when there is nothing left.
     pub fn poll_output(&mut self) -> Option<BrokerOutput> {
-        if let Some(report) = self.records.pop_front() {
+        if let Some((_, report)) = self.records.pop_first() {
             return Some(BrokerOutput::Record(report));
         }
         match &mut self.link {
             Link::Closed | Link::Greeting => return None,
             Link::Closing { goodbye, reason } => {
                 if let Some(reason) = goodbye.take() {
-                    let goodbye = ToAgent::Goodbye {
-                        reason,
-                        retry_after_secs: 0,
-                    };
+                    let goodbye = ToAgent::Goodbye { reason, retry_after_secs: 0 };
                     return Some(BrokerOutput::Send(goodbye));
                 }
                 let reason = std::mem::take(reason);
@@ -284,12 +240,7 @@ impl BrokerSession {
             return Some(BrokerOutput::Send(ToAgent::Welcome(Welcome {
                 version: v1::VERSION,
                 features: Vec::new(),
-                heartbeat_secs: self
-                    .config
-                    .heartbeat
-                    .as_secs()
-                    .try_into()
-                    .unwrap_or(u32::MAX),
+                heartbeat_secs: self.config.heartbeat.as_secs().try_into().unwrap_or(u32::MAX),
                 set_hash: set_hash(&self.set),
             })));
         }

@@ -56,20 +56,30 @@ pub struct Report {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    Accepted {
-        generation: Generation,
-        digest: Digest,
-    },
-    Refused {
-        generation: Generation,
-        digest: Digest,
-        reason: Refusal,
-    },
-    Converged {
-        generation: Generation,
-        observed: Digest,
-    },
+    Accepted { generation: Generation, digest: Digest },
+    Refused { generation: Generation, digest: Digest, reason: Refusal },
+    Converged { generation: Generation, observed: Digest },
     Status(GroupStatus),
+}
+
+/// Answers leave in this order: what was decided before how it looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum AnswerKind {
+    Accepted,
+    Refused,
+    Converged,
+    Status,
+}
+
+impl Answer {
+    fn kind(&self) -> AnswerKind {
+        match self {
+            Answer::Accepted { .. } => AnswerKind::Accepted,
+            Answer::Refused { .. } => AnswerKind::Refused,
+            Answer::Converged { .. } => AnswerKind::Converged,
+            Answer::Status(_) => AnswerKind::Status,
+        }
+    }
 }
 
 impl Report {
@@ -79,24 +89,17 @@ impl Report {
         match self.answer {
             Answer::Accepted { generation, digest } => {
                 // An accepted order ends the refusal of an older or equal one.
-                if answers
-                    .refused
-                    .as_ref()
-                    .is_some_and(|(refused, ..)| *refused <= generation)
-                {
+                if answers.refused.as_ref().is_some_and(|(refused, ..)| *refused <= generation) {
                     answers.refused = None;
                 }
                 replace(&mut answers.accepted, (generation, digest))
             }
-            Answer::Refused {
-                generation,
-                digest,
-                reason,
-            } => replace(&mut answers.refused, (generation, digest, reason)),
-            Answer::Converged {
-                generation,
-                observed,
-            } => replace(&mut answers.converged, (generation, observed)),
+            Answer::Refused { generation, digest, reason } => {
+                replace(&mut answers.refused, (generation, digest, reason))
+            }
+            Answer::Converged { generation, observed } => {
+                replace(&mut answers.converged, (generation, observed))
+            }
             Answer::Status(status) => replace(&mut answers.status, status),
         }
     }
@@ -104,29 +107,15 @@ impl Report {
     fn into_message(self) -> ToBroker {
         let group = self.group;
         match self.answer {
-            Answer::Accepted { generation, digest } => ToBroker::Accepted {
-                group,
-                generation,
-                digest,
-            },
-            Answer::Refused {
-                generation,
-                digest,
-                reason,
-            } => ToBroker::Refused {
-                group,
-                generation,
-                digest,
-                reason,
-            },
-            Answer::Converged {
-                generation,
-                observed,
-            } => ToBroker::Converged {
-                group,
-                generation,
-                observed,
-            },
+            Answer::Accepted { generation, digest } => {
+                ToBroker::Accepted { group, generation, digest }
+            }
+            Answer::Refused { generation, digest, reason } => {
+                ToBroker::Refused { group, generation, digest, reason }
+            }
+            Answer::Converged { generation, observed } => {
+                ToBroker::Converged { group, generation, observed }
+            }
             Answer::Status(status) => ToBroker::Status { group, status },
         }
     }

@@ -1,0 +1,146 @@
+//! `outstation dev` as a person runs it: what it leaves behind when it ends, however it ends.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use outstation_integration::{LONG, binaries, python, workspace};
+
+struct Dev {
+    child: Child,
+    state: PathBuf,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Dev {
+    fn start(name: &str) -> Result<Dev> {
+        let state = workspace().join("target").join("whole-system").join(name);
+        let mut child = Command::new(binaries().join("outstation"))
+            .args(["dev", "--calls", "300", "--state"])
+            .arg(&state)
+            .arg("--python")
+            .arg(python())
+            .current_dir(workspace())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start outstation dev")?;
+        let stderr = BufReader::new(child.stderr.take().context("its standard error")?);
+        Ok(Dev { child, state, stderr })
+    }
+
+    /// Reads on until it says that it stays up.
+    fn wait_until_up(&mut self) -> Result<()> {
+        let mut said = String::new();
+        loop {
+            if self.stderr.read_line(&mut said)? == 0 {
+                bail!("dev ended early:\n{said}");
+            }
+            if said.contains("stays up until Ctrl-C") {
+                return Ok(());
+            }
+        }
+    }
+
+    fn end(mut self, signal: Signal) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
+        Ok(self.child.wait()?)
+    }
+}
+
+/// Processes that belong to a system: every one has the state folder in its command line, or was
+/// started by one that has (workers have their bundle's folder, which is below it).
+fn processes_of(state: &Path) -> BTreeMap<i32, String> {
+    let needle = state.to_string_lossy().into_owned();
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").expect("a Linux machine").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&needle) {
+            found.insert(pid, command);
+        }
+    }
+    found
+}
+
+/// `address:port` of the listening TCP sockets that these processes hold.
+fn listeners_of(pids: &BTreeMap<i32, String>) -> Vec<String> {
+    let output = Command::new("ss").args(["-H", "-l", "-t", "-u", "-n", "-p"]).output();
+    let Ok(output) = output else { return Vec::new() };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| pids.keys().any(|pid| line.contains(&format!("pid={pid},"))))
+        .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
+        .collect()
+}
+
+fn assert_nothing_left(state: &Path, listeners: &[String]) {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let left = processes_of(state);
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "still there: {left:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for listener in listeners {
+        // UDP as well: nothing that was held is held any more.
+        assert!(std::net::TcpListener::bind(listener).is_ok(), "{listener} is still taken");
+        assert!(std::net::UdpSocket::bind(listener).is_ok(), "{listener} is still taken");
+    }
+}
+
+fn ends_clean(name: &str, signal: Signal) -> Result<ExitStatus> {
+    let mut dev = Dev::start(name)?;
+    dev.wait_until_up()?;
+    let state = dev.state.clone();
+    let processes = processes_of(&state);
+    // dev, aws-sim, broker, account agent; per instance launcher, init, node agent, server, worker.
+    assert!(processes.len() >= 4 + 3 * 3, "{processes:#?}");
+    let listeners = listeners_of(&processes);
+    let status = dev.end(signal)?;
+    assert_nothing_left(&state, &listeners);
+    Ok(status)
+}
+
+#[test]
+fn it_leaves_nothing_behind_after_ctrl_c() -> Result<()> {
+    let status = ends_clean("ctrl-c", Signal::SIGINT)?;
+    assert_eq!(status.code(), Some(0), "{status}");
+    Ok(())
+}
+
+#[test]
+fn it_leaves_nothing_behind_when_it_is_killed() -> Result<()> {
+    let status = ends_clean("killed", Signal::SIGKILL)?;
+    assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    Ok(())
+}
+
+#[test]
+fn a_second_one_in_the_same_place_is_told_so() -> Result<()> {
+    let mut first = Dev::start("second")?;
+    first.wait_until_up()?;
+    let second = Dev::start("second")?;
+    let output = second.child.wait_with_output()?;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut second.stderr.into_inner(), &mut said)?;
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: another `outstation dev`"), "{said}");
+    assert!(said.contains("hint: ") && said.contains("--state"), "{said}");
+    let state = first.state.clone();
+    first.end(Signal::SIGTERM)?;
+    assert_nothing_left(&state, &[]);
+    Ok(())
+}
