@@ -90,7 +90,7 @@ impl World {
     /// A call to AutoScaling by boto3, as somebody with a console would make it.
     pub fn by_hand(&self, call: &str) -> Result<Run> {
         let script = format!(
-            "import boto3\nboto3.client('autoscaling', endpoint_url='{}').{call}",
+            "import boto3\nboto3.client('autoscaling', 'eu-central-1', endpoint_url='{}').{call}",
             self.system.aws_endpoint()
         );
         let output = Command::new(python())
@@ -131,7 +131,10 @@ impl World {
     pub async fn rows(&self, objects: &[Json]) -> Result<Vec<Row>> {
         let repo = Repo::load(&python(), self.declarations()).await?;
         let schema = repo.manifest.input_schema("delay").context("the example's service")?;
-        Ok(objects.iter().map(|object| row_from_wider_json(object, &schema)).collect::<Result<_, _>>()?)
+        Ok(objects
+            .iter()
+            .map(|object| row_from_wider_json(object, &schema))
+            .collect::<Result<_, _>>()?)
     }
 
     /// The real departures, written once by the example's own script.

@@ -65,7 +65,9 @@ fn assert_same(index: usize, wanted: &Json, answered: &serde_json::Map<String, J
     for (name, wanted) in wanted {
         let answered = &answered[name];
         let same = match (wanted.as_f64(), answered.as_f64()) {
-            (Some(wanted), Some(answered)) => (wanted - answered).abs() <= 1e-9 * wanted.abs().max(1.0),
+            (Some(wanted), Some(answered)) => {
+                (wanted - answered).abs() <= 1e-9 * wanted.abs().max(1.0)
+            }
             _ => wanted == answered,
         };
         assert!(same, "departure {index}, {name}: offline {wanted}, answered {answered}");
@@ -92,7 +94,10 @@ async fn a_group_changes_under_load_and_no_call_fails() -> Result<()> {
     load.pass(500).await?;
 
     // New code, switched in place: from some call on, the answers are the new ones.
-    world.edit("\"regional\": None if carrier is None else", "\"regional\": None if carrier is not None else")?;
+    world.edit(
+        "\"regional\": None if carrier is None else",
+        "\"regional\": None if carrier is not None else",
+    )?;
     world.apply(2).await?;
     load.pass(500).await?;
     let probe = CallRequest { target: "speed".to_owned(), rows: rows[..1].to_vec() };
@@ -103,7 +108,12 @@ async fn a_group_changes_under_load_and_no_call_fails() -> Result<()> {
     assert_eq!(regional.kind, None, "the new code answers null for a known carrier");
 
     let (calls, failures) = load.stop().await?;
-    assert!(failures.is_empty(), "{} of {calls} calls failed, first: {}", failures.len(), failures[0]);
+    assert!(
+        failures.is_empty(),
+        "{} of {calls} calls failed, first: {}",
+        failures.len(),
+        failures[0]
+    );
 
     // A hand on the desired count is drift: repaired, and told.
     let run = world.by_hand(
@@ -114,7 +124,10 @@ async fn a_group_changes_under_load_and_no_call_fails() -> Result<()> {
     let group = world
         .system
         .wait_group(&world.group, LONG, |group| {
-            group.status.as_ref().is_some_and(|s| !s.drift.is_empty() && s.observed_nodes == 2 && s.ready_nodes == 2)
+            group
+                .status
+                .as_ref()
+                .is_some_and(|s| !s.drift.is_empty() && s.observed_nodes == 2 && s.ready_nodes == 2)
         })
         .await?;
     let drift = &group.status.context("a status")?.drift[0];
@@ -158,7 +171,9 @@ async fn what_dies_comes_back() -> Result<()> {
     // Broker and account agent: nobody who calls notices.
     load.pass(100).await?;
     let before = load.calls();
-    for service in [outstation_cli::dev::ServiceName::Broker, outstation_cli::dev::ServiceName::AccountAgent] {
+    for service in
+        [outstation_cli::dev::ServiceName::Broker, outstation_cli::dev::ServiceName::AccountAgent]
+    {
         world.system.kill(service)?;
         load.pass(200).await?;
     }
@@ -180,7 +195,10 @@ async fn refusals_are_shown_and_nothing_is_half_done() -> Result<()> {
     world.edit(NODES, "desired_nodes=90")?;
     let run = world.outstation(&["apply", ".", "--timeout", "60"])?;
     assert_eq!(run.code, 1, "{run}");
-    assert!(run.stderr.contains("nodes_per_group_max") || run.stdout.contains("nodes_per_group_max"), "{run}");
+    assert!(
+        run.stderr.contains("nodes_per_group_max") || run.stdout.contains("nodes_per_group_max"),
+        "{run}"
+    );
     let run = world.outstation(&["describe", "delay_tsg"])?;
     assert!(run.stdout.contains("90 nodes are more than nodes_per_group_max 40"), "{run}");
     assert!(run.stdout.contains("guardrails/"), "says who can change it: {run}");

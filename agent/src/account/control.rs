@@ -116,9 +116,11 @@ impl Control {
             Some(identity) => match enroll(&self.shared).await {
                 Ok(renewed) => Ok(renewed),
                 Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"),
+                    tracing::warn!(
+                        error = format!("{error:#}"),
                         until_unix_secs = identity.not_after_unix_secs,
-                        "no new certificate; the present one is used on");
+                        "no new certificate; the present one is used on"
+                    );
                     Ok(identity)
                 }
             },
