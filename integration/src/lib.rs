@@ -1,6 +1,7 @@
 //! What the whole-system tests share: a system of their own, declarations that can be edited, and
 //! calls that go on in the background while something happens.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -153,6 +154,24 @@ impl World {
         }
         std::fs::read_to_string(path)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
+}
+
+/// Processes that belong to a system: each has its state folder in its command line (a worker has
+/// its bundle's, which is below it).
+pub fn processes(state: &Path) -> BTreeMap<u32, String> {
+    let needle = state.to_string_lossy().into_owned();
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").expect("a Linux machine").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains(&needle) {
+            found.insert(pid, command);
+        }
+    }
+    found
 }
 
 /// How a command ended.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outstation_integration::{LONG, binaries, python, workspace};
+use outstation_integration::{LONG, binaries, processes, python, workspace};
 
 struct Dev {
     child: Child,
@@ -55,26 +55,8 @@ impl Dev {
     }
 }
 
-/// Processes that belong to a system: every one has the state folder in its command line, or was
-/// started by one that has (workers have their bundle's folder, which is below it).
-fn processes_of(state: &Path) -> BTreeMap<i32, String> {
-    let needle = state.to_string_lossy().into_owned();
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc").expect("a Linux machine").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        if command.contains(&needle) {
-            found.insert(pid, command);
-        }
-    }
-    found
-}
-
 /// `address:port` of the listening TCP sockets that these processes hold.
-fn listeners_of(pids: &BTreeMap<i32, String>) -> Vec<String> {
+fn listeners_of(pids: &BTreeMap<u32, String>) -> Vec<String> {
     let output = Command::new("ss").args(["-H", "-l", "-t", "-u", "-n", "-p"]).output();
     let Ok(output) = output else { return Vec::new() };
     String::from_utf8_lossy(&output.stdout)
@@ -87,7 +69,7 @@ fn listeners_of(pids: &BTreeMap<i32, String>) -> Vec<String> {
 fn assert_nothing_left(state: &Path, listeners: &[String]) {
     let deadline = Instant::now() + LONG;
     loop {
-        let left = processes_of(state);
+        let left = processes(state);
         if left.is_empty() {
             break;
         }
@@ -105,10 +87,10 @@ fn ends_clean(name: &str, signal: Signal) -> Result<ExitStatus> {
     let mut dev = Dev::start(name)?;
     dev.wait_until_up()?;
     let state = dev.state.clone();
-    let processes = processes_of(&state);
+    let running = processes(&state);
     // dev, aws-sim, broker, account agent; per instance launcher, init, node agent, server, worker.
-    assert!(processes.len() >= 4 + 3 * 3, "{processes:#?}");
-    let listeners = listeners_of(&processes);
+    assert!(running.len() >= 4 + 3 * 3, "{running:#?}");
+    let listeners = listeners_of(&running);
     let status = dev.end(signal)?;
     assert_nothing_left(&state, &listeners);
     Ok(status)

@@ -133,7 +133,6 @@ impl NodeLink {
     /// The group that this account itself sees the instance in. AWS is asked; when it does not
     /// answer, the last look counts.
     async fn own_view(&self, instance: InstanceId, _address: IpAddr) -> Option<GroupName> {
-        let prefix = lock(&self.shared.guardrails).clone().ok()?;
         let groups: Vec<GroupName> = {
             let ledger = lock(&self.shared.ledger);
             ledger.accepted().keys().cloned().collect()
@@ -141,7 +140,9 @@ impl NodeLink {
         match self.aws.group_of(&instance).await {
             Ok(asg_name) => {
                 let asg_name = asg_name?;
-                groups.into_iter().find(|group| prefix.asg_name(group) == asg_name)
+                groups
+                    .into_iter()
+                    .find(|group| self.shared.asg_name(group).as_ref() == Some(&asg_name))
             }
             Err(error) => {
                 tracing::warn!(%instance, %error, "AWS does not say where an instance belongs");
@@ -318,11 +319,10 @@ impl NodeSession<'_> {
 
     /// In the background: the node's session ends while AWS is still being told.
     fn complete_drain(&self) {
-        let Ok(guardrails) = lock(&self.link.shared.guardrails).clone() else {
+        let Some(asg_name) = self.link.shared.asg_name(&self.group) else {
             tracing::error!(instance = %self.instance, "drained, but held for lack of guardrails");
             return;
         };
-        let asg_name = guardrails.asg_name(&self.group);
         let (aws, instance) = (self.link.aws.clone(), self.instance.clone());
         let shared = self.link.shared.clone();
         self.link.tasks.spawn(async move {

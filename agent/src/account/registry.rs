@@ -150,20 +150,24 @@ impl Registry {
         self.nodes.len() != before
     }
 
-    /// Where callers may send their requests.
+    /// Where callers may send their requests. When no node at all is connected any more, the fault
+    /// is more likely ours than theirs: then the last known ones stay.
     pub fn endpoints(&self, group: &GroupName, now_unix_secs: u64) -> Vec<CallerEndpoint> {
-        self.nodes
-            .iter()
-            .filter(|(_, node)| node.group == *group && node.phase == NodePhase::Ready)
-            .filter(|(_, node)| {
-                node.lost_at_unix_secs
-                    .is_none_or(|at| now_unix_secs < at + LOST_NODE_KEEPS_ENDPOINT_SECS)
-            })
-            .filter_map(|(instance, node)| {
-                let address = node.endpoint?;
-                Some(CallerEndpoint { instance: instance.clone(), address })
-            })
-            .collect()
+        let ready = || {
+            let nodes = self.nodes.iter();
+            nodes.filter(|(_, node)| node.group == *group && node.phase == NodePhase::Ready)
+        };
+        let endpoint = |(instance, node): (&InstanceId, &NodeRecord)| {
+            let address = node.endpoint?;
+            Some(CallerEndpoint { instance: instance.clone(), address })
+        };
+        let is_heard = |node: &NodeRecord| {
+            node.lost_at_unix_secs
+                .is_none_or(|at| now_unix_secs < at + LOST_NODE_KEEPS_ENDPOINT_SECS)
+        };
+        let heard: Vec<_> =
+            ready().filter(|(_, node)| is_heard(node)).filter_map(endpoint).collect();
+        if heard.is_empty() { ready().filter_map(endpoint).collect() } else { heard }
     }
 
     pub fn get(&self, instance: &InstanceId) -> Option<&NodeRecord> {
@@ -284,9 +288,13 @@ mod tests {
         let draining = NodeState { phase: NodePhase::Draining, ..ready(b"old") };
         registry.state(&instance(0), SessionId(1), ADDRESS, draining, 5).expect("own");
         assert_eq!(registry.endpoints(&group("a"), 5).len(), 1, "draining: withdrawn");
+        let ready_again = ready(b"old");
+        registry.state(&instance(0), SessionId(1), ADDRESS, ready_again, 6).expect("own");
         registry.lost(&instance(1), SessionId(1), 10);
-        assert_eq!(registry.endpoints(&group("a"), 69).len(), 1, "its server may live");
-        assert_eq!(registry.endpoints(&group("a"), 70).len(), 0);
+        assert_eq!(registry.endpoints(&group("a"), 69).len(), 2, "its server may live");
+        assert_eq!(registry.endpoints(&group("a"), 70).len(), 1, "but not for ever");
+        registry.lost(&instance(0), SessionId(1), 80);
+        assert_eq!(registry.endpoints(&group("a"), 1000).len(), 2, "none is heard: all stay");
         assert_eq!(registry.endpoints(&group("b"), 5).len(), 0);
     }
 

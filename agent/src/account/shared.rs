@@ -24,7 +24,10 @@ pub struct Shared {
     pub config: Config,
     pub identity: Identity,
     pub ledger: Mutex<Ledger>,
-    pub guardrails: Mutex<Result<Guardrails, NoGuardrails>>,
+    guardrails: Mutex<Result<Guardrails, NoGuardrails>>,
+    /// The last valid ones: whose name an AutoScaling group bears does not change with a typing
+    /// error, and nodes go on renewing their certificates meanwhile.
+    last_guardrails: Mutex<Option<Guardrails>>,
     registry: Mutex<Registry>,
     /// The last look at AWS; empty until the first.
     pub observed: Mutex<Observed>,
@@ -52,6 +55,7 @@ impl Shared {
             .unwrap_or_default();
         Shared {
             guardrails: Mutex::new(Err(NoGuardrails("not read yet".to_owned()))),
+            last_guardrails: Mutex::default(),
             config,
             identity,
             ledger: Mutex::new(ledger),
@@ -71,13 +75,21 @@ impl Shared {
         let mut current = lock(&self.guardrails);
         if *current != read {
             match &read {
-                Ok(_) => tracing::info!("guardrails read"),
+                Ok(guardrails) => {
+                    tracing::info!("guardrails read");
+                    *lock(&self.last_guardrails) = Some(guardrails.clone());
+                }
                 Err(why) => tracing::error!(%why, "no valid guardrails: everything is held"),
             }
             current.clone_from(&read);
             self.guardrails_changed.send_modify(|count| *count += 1);
         }
         read
+    }
+
+    /// What we call the AutoScaling group of `group`; unknown until guardrails were once valid.
+    pub fn asg_name(&self, group: &GroupName) -> Option<String> {
+        lock(&self.last_guardrails).as_ref().map(|guardrails| guardrails.asg_name(group))
     }
 
     pub fn registry(&self) -> MutexGuard<'_, Registry> {
