@@ -266,6 +266,9 @@ impl Driver<'_> {
                 self.machine.handle_loaded(&entry, stored.await?);
             }
             BrokerOutput::Record(report) => self.record(report).await?,
+            BrokerOutput::Settle(reports) => {
+                self.shared.store.settle(self.data_plane.clone(), reports).await?;
+            }
             BrokerOutput::Live { release } => {
                 let release = crate::shown(&release);
                 info!(agent = %self.agent, data_plane = %self.data_plane, release, "connected");

@@ -68,9 +68,12 @@ impl Admin {
             .context("set up TLS to the broker")?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_while_idle(true)
-            .connect()
+            .keep_alive_while_idle(true);
+        // Its own limit covers TCP only: a broker that hangs takes the connection and says nothing.
+        let channel = tokio::time::timeout(CALL_TIMEOUT, channel.connect())
             .await
+            .map_err(|_| anyhow::anyhow!("it takes connections and does not answer"))
+            .and_then(|connected| connected.map_err(Into::into))
             .with_context(|| format!("reach the broker at {url}"))
             .hint("is it running? `outstation dev` starts one; else check the context")?;
         let client = AdminClient::with_interceptor(channel, Bearer(token))

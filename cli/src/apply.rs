@@ -14,6 +14,7 @@ use crate::artifacts::Repo;
 use crate::clock;
 use crate::context::Context;
 use crate::follow::{self, Fate, Followed};
+use crate::manifest::Manifest;
 use crate::message::Failure;
 use crate::plan::{self, Newest, Plan, counted, render};
 use crate::progress;
@@ -131,7 +132,14 @@ pub async fn apply_repo(
     if plan.is_empty() {
         // The plan says that nothing differs; artifacts may still be missing from a new store.
         repo.write(&context.artifacts).await?;
-        return Ok(Outcome::NothingToDo);
+        let underway = underway(&admin.groups().await?, &repo.manifest);
+        return match options.follow {
+            Some(timeout) if !underway.is_empty() => {
+                writeln!(out, "Ordered before, not there yet.").context("print the plan")?;
+                follow_up(&admin, underway, timeout, out).await
+            }
+            Some(_) | None => Ok(Outcome::NothingToDo),
+        };
     }
     if !ask(consent(&plan, plan.empties_the_account(), options))? {
         return Ok(Outcome::Declined);
@@ -200,6 +208,25 @@ async fn carry_out(
     let Some(timeout) = options.follow else {
         return Ok(Outcome::Put(put));
     };
+    follow_up(admin, put, timeout, out).await
+}
+
+/// Declared groups whose newest order the account has not brought about yet.
+fn underway(groups: &[GroupView], manifest: &Manifest) -> BTreeMap<GroupName, Generation> {
+    groups
+        .iter()
+        .filter(|group| manifest.groups.iter().any(|declared| declared.name == group.name))
+        .filter(|group| !group.has_converged(group.generation))
+        .map(|group| (group.name.clone(), group.generation))
+        .collect()
+}
+
+async fn follow_up(
+    admin: &Admin,
+    put: BTreeMap<GroupName, Generation>,
+    timeout: Duration,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<Outcome> {
     let spinner = progress::spinner("waiting for the account agent");
     let mut last: BTreeMap<GroupName, String> = BTreeMap::new();
     let followed = follow::follow(admin, put, timeout, |group| {

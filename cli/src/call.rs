@@ -58,9 +58,9 @@ pub async fn run(context: &Context, verb: &args::Call) -> anyhow::Result<ExitCod
             "latency_ms": latency.as_secs_f64() * 1000.0,
             "results": results,
         });
-        println!("{}", serde_json::to_string_pretty(&answer)?);
+        crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&answer)?));
     } else {
-        print!("{}", text(&response, &node, latency));
+        crate::message::print(format_args!("{}", text(&response, &node, latency)));
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -5,7 +5,15 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    let args = outstation_cli::args::Args::parse();
+    let args = match outstation_cli::args::Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Not clap's 2, which says "something would change" after `plan`.
+            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            let _ = error.print();
+            return code;
+        }
+    };
     match outstation_cli::run(args) {
         Ok(code) => code,
         Err(error) => {

@@ -61,6 +61,16 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
+/// To standard output. A reader that has seen enough (`| head`) is no error.
+pub fn print(text: std::fmt::Arguments<'_>) {
+    let written = std::io::Write::write_fmt(&mut std::io::stdout().lock(), text);
+    if let Err(error) = written
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("error: standard output: {error}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

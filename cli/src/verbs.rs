@@ -30,7 +30,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let admin = async { Admin::connect(&context).await?.newest().await };
             let (repo, newest) = tokio::try_join!(Repo::load(&context.python, &verb.dir), admin)?;
             let plan = plan::plan(&repo.declared()?, &newest);
-            print!("{}", if verb.json { render::json(&plan) } else { render::text(&plan) });
+            crate::message::print(format_args!(
+                "{}",
+                if verb.json { render::json(&plan) } else { render::text(&plan) }
+            ));
             if let Some(group) = plan.forbidden().first() {
                 return Err(Failure::new(
                     format!("{group} would be destroyed, but prevent_destroy protects it"),
@@ -59,9 +62,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let context = search.load()?;
             let group = Admin::connect(&context).await?.group(&verb.group).await?;
             if verb.json {
-                println!("{}", serde_json::to_string_pretty(&group)?);
+                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&group)?));
             } else {
-                print!("{}", show::describe(&group, clock::now_unix_secs()));
+                crate::message::print(format_args!(
+                    "{}",
+                    show::describe(&group, clock::now_unix_secs())
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -69,9 +75,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let context = search.load()?;
             let groups = Admin::connect(&context).await?.groups().await?;
             if verb.json {
-                println!("{}", serde_json::to_string_pretty(&groups)?);
+                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&groups)?));
             } else {
-                print!("{}", show::groups(&groups, clock::now_unix_secs()));
+                crate::message::print(format_args!(
+                    "{}",
+                    show::groups(&groups, clock::now_unix_secs())
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -79,9 +88,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let context = search.load()?;
             let agents = Admin::connect(&context).await?.agents().await?;
             if verb.json {
-                println!("{}", show::agents_json(&agents));
+                crate::message::print(format_args!("{}\n", show::agents_json(&agents)));
             } else {
-                print!("{}", show::agents(&agents, clock::now_unix_secs()));
+                crate::message::print(format_args!(
+                    "{}",
+                    show::agents(&agents, clock::now_unix_secs())
+                ));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -105,7 +117,7 @@ fn plan_out(follow: &Follow) -> Box<dyn std::io::Write + Send> {
 
 fn finish(outcome: Outcome, follow: &Follow) -> anyhow::Result<ExitCode> {
     if follow.json {
-        println!("{}", outcome_json(&outcome));
+        crate::message::print(format_args!("{}\n", outcome_json(&outcome)));
     }
     std::io::stdout().flush()?;
     Ok(match outcome {

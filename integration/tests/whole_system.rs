@@ -243,6 +243,72 @@ async fn refusals_are_shown_and_nothing_is_half_done() -> Result<()> {
     world.system.shutdown().await
 }
 
+/// What the account's people say in `guardrails/` counts at once, and a refusal stays one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_accounts_own_people_have_the_last_word() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let world = World::start("guardrails").await?;
+    world.edit(NODES, "desired_nodes=2")?;
+    world.apply(2).await?;
+    let path = world.system.layout().guardrails();
+    let allowed = std::fs::read_to_string(&path)?;
+    let rule = |wanted: &'static str| {
+        move |group: &outstation_cli::view::GroupView| {
+            group.status.as_ref().is_some_and(|s| s.held.iter().any(|held| held.rule == wanted))
+        }
+    };
+
+    // A destroy that was refused does not happen by itself when the rule is loosened.
+    std::fs::write(&path, allowed.replace("destroy = \"allow\"", "destroy = \"never\""))?;
+    let run = world.outstation(&["destroy", "delay_tsg", "--yes", "--confirm-destroy", "1"])?;
+    assert_eq!(run.code, 1, "{run}");
+    assert!(
+        run.stdout.contains("destroy = \"never\"") || run.stderr.contains("destroy = \"never\""),
+        "{run}"
+    );
+    std::fs::write(&path, &allowed)?;
+    world.system.kill(outstation_cli::dev::ServiceName::AccountAgent)?;
+    // Two heartbeats of the new session and more looks than that at the account.
+    let group = world
+        .system
+        .wait_group(&world.group, LONG, |group| {
+            group.status.as_ref().is_some_and(|status| status.ready_nodes == 2)
+        })
+        .await?;
+    assert!(group.refused.is_some(), "{group:?}");
+    assert_eq!(world.system.instances().await?.len(), 2);
+
+    // A pause holds counts and code alike, and says so; its end lets both go.
+    world.edit("desired_nodes=2", "desired_nodes=3")?;
+    world.edit("planned = _minutes(", "planned = 0.0 * _minutes(")?;
+    std::fs::write(&path, format!("pause = true\n{allowed}"))?;
+    let run = world.outstation(&["apply", ".", "--no-wait"])?;
+    assert_eq!(run.code, 0, "{run}");
+    let group = world.system.wait_group(&world.group, LONG, rule("pause")).await?;
+    let status = group.status.context("a status")?;
+    let bundles: std::collections::BTreeSet<_> =
+        status.nodes.iter().map(|node| node.bundle.clone()).collect();
+    assert_eq!((status.nodes.len(), bundles.len()), (2, 1), "{status:?}");
+    let new = match &group.intent {
+        outstation_protocol::order::Intent::Apply(spec) => spec.bundle.to_string(),
+        outstation_protocol::order::Intent::Destroy => panic!("it was applied"),
+    };
+    assert!(!bundles.contains(&Some(new)), "new code in spite of the pause: {status:?}");
+
+    // Broken: everything is held, with the place of the mistake in one line.
+    std::fs::write(&path, allowed.replace("destroy = \"allow\"", "destroy = \"deny\""))?;
+    let group = world.system.wait_group(&world.group, LONG, rule("guardrails")).await?;
+    let held = &group.status.context("a status")?.held[0];
+    assert!(held.message.contains("line ") && !held.message.contains('\n'), "{held:?}");
+
+    std::fs::write(&path, &allowed)?;
+    world.ready(3).await?;
+    // As ordered: nothing to do, and it says so with success.
+    let run = world.outstation(&["apply", "."])?;
+    assert_eq!(run.code, 0, "{run}");
+    world.system.shutdown().await
+}
+
 #[test]
 fn a_null_is_a_value_of_no_kind() {
     // The assertion on `regional` above depends on it.

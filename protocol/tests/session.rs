@@ -160,6 +160,7 @@ impl World {
                 BrokerOutput::Record(report) => {
                     report.record(&mut self.store.recorded);
                 }
+                BrokerOutput::Settle(reports) => self.store.recorded = reports,
                 BrokerOutput::Live { .. } => {}
                 BrokerOutput::Close { .. } => closed = true,
             }
@@ -224,7 +225,7 @@ enum Step {
     LoseToBroker,
     Reconnect,
     Elapse(u64),
-    GuardrailsChanged,
+    StoreRecovered,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -237,7 +238,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::LoseToBroker),
         1 => Just(Step::Reconnect),
         1 => (1u64..40).prop_map(Step::Elapse),
-        1 => Just(Step::GuardrailsChanged),
+        1 => Just(Step::StoreRecovered),
     ]
 }
 
@@ -261,7 +262,7 @@ proptest! {
                 Step::LoseToBroker => drop(world.to_broker.pop()),
                 Step::Reconnect => world.reconnect(),
                 Step::Elapse(secs) => world.elapse(secs),
-                Step::GuardrailsChanged => world.agent.handle_guardrails_changed(),
+                Step::StoreRecovered => world.agent.retry_after_store_failure(),
             }
             // Absence never deletes.
             prop_assert!(world.disk.ledger.len() >= groups_before);

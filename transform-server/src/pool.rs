@@ -279,9 +279,12 @@ impl State {
         };
         let order = Order { request, payload: std::mem::take(&mut call.payload) };
         if let Some(handle) = self.workers.get(&worker) {
-            // Closed only when the worker has just ended: its task reports that, and the call is
-            // answered there.
-            let _ = handle.orders.try_send(order);
+            // Closed only when the worker has just ended, before its task has said so. The call has
+            // not left this process: it is safe to repeat.
+            if handle.orders.try_send(order).is_err() {
+                let refusal = Refusal::NoWorker { reason: "the worker has just ended".into() };
+                self.answer(request, |target| Err(Failure::Refused { target, refusal }));
+            }
         }
     }
 

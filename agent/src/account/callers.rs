@@ -128,8 +128,9 @@ async fn follow(shared: &Shared, group: &GroupName, sender: &mpsc::Sender<Endpoi
     let mut version = 0;
     loop {
         changed.mark_unchanged();
-        let endpoints = shared.endpoints(group);
-        if sent.as_ref() != Some(&endpoints) {
+        if let Some(endpoints) = shared.endpoints(group)
+            && sent.as_ref() != Some(&endpoints)
+        {
             version += 1;
             let set = EndpointSet {
                 group: group.to_string(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use outstation_protocol::ids::AgentId;
 use outstation_protocol::session::{
-    AgentConfig, AgentOutput, AgentSession, Report, Reports, Verdict,
+    AgentConfig, AgentOutput, AgentSession, Answers, Report, Reports, Verdict,
 };
 use outstation_protocol::v1::{
     self, Evidence, FromIssuer, Hello, Refusal, RefusalRule, SetEntry, ToAgent, ToIssuer,
@@ -58,7 +58,8 @@ struct Ended {
 
 impl Control {
     pub fn new(shared: Arc<Shared>) -> Control {
-        Control { shared, reports: Reports::new(), turned_away: false }
+        let reports = refusals_kept(&shared.config.state);
+        Control { shared, reports, turned_away: false }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -133,7 +134,6 @@ impl Control {
         let mut receive = FrameReader::new(receive);
         let mut session = self.begin(agent);
         let mut answers = self.shared.answers.subscribe();
-        let mut guardrails = self.shared.guardrails_changed.subscribe();
         answers.mark_changed();
         let mut store_retry = None;
         loop {
@@ -151,6 +151,7 @@ impl Control {
                         }
                         session.handle_verdict(entry, verdict);
                         self.reports = session.reports().clone();
+                        self.keep_refusals();
                     }
                     AgentOutput::Live => {
                         tracing::info!(broker = %connection.remote_address(), "control link live");
@@ -177,12 +178,11 @@ impl Control {
                         }
                     }
                 }
-                _ = guardrails.changed() => session.handle_guardrails_changed(),
                 () = tokio::time::sleep_until(store_retry.unwrap_or(timeout)),
                     if store_retry.is_some() =>
                 {
                     store_retry = None;
-                    session.handle_guardrails_changed();
+                    session.retry_after_store_failure();
                 }
                 () = tokio::time::sleep_until(timeout) => session.handle_timeout(clock::now()),
             }
@@ -213,6 +213,24 @@ impl Control {
             AgentConfig::default(),
             clock::now(),
         )
+    }
+
+    /// A refusal is final for its generation, also after a restart.
+    fn keep_refusals(&self) {
+        let refused: Reports = self
+            .reports
+            .iter()
+            .filter(|(_, answers)| answers.refused.is_some())
+            .map(|(group, answers)| {
+                let refused = answers.refused.clone();
+                (group.clone(), Answers { refused, ..Answers::default() })
+            })
+            .collect();
+        let path = refusals_file(&self.shared.config.state);
+        let json = serde_json::to_vec(&refused).expect("maps of plain values always serialize");
+        if let Err(error) = files::replace(&path, &json, 0o600) {
+            tracing::warn!(%error, path = %path.display(), "the refusals were not written down");
+        }
     }
 
     /// *Accepted* is said only of what is on disk.
@@ -270,6 +288,17 @@ struct Identity {
     chain: Vec<CertificateDer<'static>>,
     not_before_unix_secs: u64,
     not_after_unix_secs: u64,
+}
+
+fn refusals_file(state: &Path) -> PathBuf {
+    state.join("refused.json")
+}
+
+fn refusals_kept(state: &Path) -> Reports {
+    std::fs::read(refusals_file(state))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or_default()
 }
 
 fn key_file(state: &Path) -> PathBuf {

@@ -101,7 +101,7 @@ impl Guardrails {
 
     pub fn parse(text: &str) -> Result<Guardrails, NoGuardrails> {
         let guardrails: Guardrails =
-            toml::from_str(text).map_err(|e| NoGuardrails(e.to_string().trim().to_owned()))?;
+            toml::from_str(text).map_err(|error| NoGuardrails(in_one_line(text, &error)))?;
         if guardrails.subnets.is_empty() == guardrails.availability_zones.is_empty() {
             let why = "give either subnets or availability_zones";
             return Err(NoGuardrails(why.to_owned()));
@@ -113,6 +113,16 @@ impl Guardrails {
     pub fn asg_name(&self, group: &GroupName) -> String {
         format!("{}{group}", self.name_prefix.0)
     }
+}
+
+/// `line 5 (destroy = "deny"): unknown variant …`: the reason goes into tables and messages.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    let Some(span) = error.span() else { return message };
+    let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+    let line: String =
+        text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();
+    format!("line {number} ({line}): {message}")
 }
 
 #[cfg(test)]

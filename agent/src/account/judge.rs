@@ -18,7 +18,7 @@ pub struct Identity {
 }
 
 const GUARDRAILS_HINT: &str =
-    "whoever may write guardrails/ in the account store can change this limit";
+    "whoever may write guardrails/ in the account store can change this limit; then apply again";
 
 pub fn judge(
     entry: &SetEntry,
@@ -61,14 +61,16 @@ pub fn judge(
         refusal(
             RefusalRule::Guardrail,
             format!("the account has no valid guardrails: {why}"),
-            "the account's people must write guardrails/guardrails.toml in the account store",
+            "the account's people must mend guardrails/guardrails.toml in the account store; \
+                 then apply again",
         )
     })?;
-    if envelope.signatures.is_empty() && guardrails.unsigned_orders == UnsignedOrders::Refuse {
+    // Signatures are not verified yet, so whatever an envelope carries counts as none.
+    if guardrails.unsigned_orders == UnsignedOrders::Refuse {
         return Err(refusal(
             RefusalRule::Signature,
-            "the order is not signed".to_owned(),
-            "sign it; only development accounts take unsigned orders (unsigned_orders = \"dev\")",
+            "no signature on the order can be verified".to_owned(),
+            "this release takes orders in development accounts only (unsigned_orders = \"dev\")",
         ));
     }
     check_guardrails(&order, ledger, guardrails)?;
@@ -214,6 +216,7 @@ mod tests {
     use super::*;
     use crate::account::guardrails;
     use crate::account::testing::{group, identity, ledger_of, order, spec};
+    use outstation_protocol::envelope::Signature;
     use outstation_protocol::{AccountId, Digest, Generation};
 
     const NOW: u64 = 1_000_000;
@@ -302,7 +305,14 @@ mod tests {
         let digest = first.clone().into_envelope().digest();
         let mut strict = guardrails::sample();
         strict.unsigned_orders = UnsignedOrders::Refuse;
-        assert_eq!(verdict(&first, &[], strict), "Signature: the order is not signed");
+        let refused = "Signature: no signature on the order can be verified";
+        assert_eq!(verdict(&first, &[], strict.clone()), refused);
+        let mut envelope = first.clone().into_envelope();
+        envelope.signatures.push(Signature { keyid: "anybody".into(), sig: vec![0; 64] });
+        let entry =
+            SetEntry { group: group("a"), generation: Generation(1), digest: envelope.digest() };
+        let judged = judge(&entry, &envelope, &identity(), &BTreeMap::new(), &Ok(strict), NOW);
+        assert_eq!(judged.expect_err("a junk signature is none").rule, RefusalRule::Signature);
         let mut strict = guardrails::sample();
         strict.destroy = DestroyPolicy::Never;
         assert_eq!(

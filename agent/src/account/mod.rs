@@ -53,8 +53,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let node_link = NodeLink::bind(shared.clone(), aws.clone(), ca.clone())?;
     let callers = Callers::bind(shared.clone()).await?;
     let stop = shutdown.child_token();
-    let control = tokio::spawn(Control::new(shared.clone()).run(stop.clone()));
-    let nodes = tokio::spawn(node_link.run(stop.clone()));
+    let mut control = tokio::spawn(Control::new(shared.clone()).run(stop.clone()));
+    let mut nodes = tokio::spawn(node_link.run(stop.clone()));
+    let mut keeper = tokio::spawn(keep_nodes(shared.clone(), stop.clone()));
+    let guardrails = tokio::spawn(watch_guardrails(shared.clone(), stop.clone()));
     let mut callers = tokio::spawn(Callers::run(shared.clone(), ca, callers, stop.clone()));
     let mut reconcile = tokio::spawn(reconcile_in_the_right_account(shared, aws, stop.clone()));
 
@@ -62,10 +64,57 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut reconcile => ended.context("the reconciler stopped")?,
         ended = &mut callers => ended.context("the callers' listener stopped")?,
+        // None of them ends by itself; a service manager starts the whole agent anew.
+        ended = &mut control => ended.context("the control link's task stopped"),
+        ended = &mut nodes => ended.context("the node link's task stopped"),
+        ended = &mut keeper => ended.context("the task that keeps the nodes stopped"),
     };
     stop.cancel();
-    let _ = tokio::time::timeout(STOP_MAX, async { tokio::join!(control, nodes) }).await;
+    let rest = async {
+        for task in [control, nodes, keeper, guardrails] {
+            if !task.is_finished() {
+                let _ = task.await;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(STOP_MAX, rest).await;
     outcome
+}
+
+/// A person who pauses an account does not want to wait for the next look at AWS.
+const GUARDRAILS_LOOK: Duration = Duration::from_secs(1);
+
+async fn watch_guardrails(shared: Arc<Shared>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        // What it says is kept in `shared`, told in the log and in every status.
+        let _ = shared.refresh_guardrails();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(GUARDRAILS_LOOK) => {}
+        }
+    }
+}
+
+/// Writes the nodes down after they have changed, at most so often: a fleet that boots changes them
+/// thousands of times.
+const KEEP_NODES: Duration = Duration::from_millis(200);
+
+async fn keep_nodes(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut changed = shared.changed.subscribe();
+    while !stop.is_cancelled() {
+        let writing = shared.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || writing.write_nodes()).await {
+            tracing::error!(%error, "the nodes were not written down");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(KEEP_NODES) => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = changed.changed() => {}
+        }
+    }
 }
 
 /// AWS may be out of reach at start: nodes and callers are served meanwhile, but nothing is

@@ -193,7 +193,7 @@ impl NodeLink {
             heartbeat_secs: HEARTBEAT_SECS,
             artifacts: artifacts.clone(),
         };
-        write(&mut send, &welcome).await?;
+        let welcomed = write(&mut send, &welcome).await;
         tracing::info!(%instance, %group, release = hello.release, "node connected");
 
         let mut node = NodeSession {
@@ -210,6 +210,9 @@ impl NodeLink {
         let expiry = tokio::time::sleep(Duration::from_secs(lifetime));
         tokio::pin!(expiry);
         let ended = loop {
+            if welcomed.is_err() {
+                break welcomed;
+            }
             tokio::select! {
                 () = shutdown.cancelled() => break Ok(()),
                 () = &mut expiry => break Err(anyhow!("the node's certificate has expired")),

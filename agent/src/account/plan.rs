@@ -8,7 +8,7 @@ use outstation_protocol::order::Intent;
 use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
-use super::guardrails::{DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
+use super::guardrails::{DestroyPolicy, DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
 use super::ledger::Accepted;
 
 pub const TAG_TENANT: &str = "outstation:tenant";
@@ -289,6 +289,15 @@ fn restrain(
                     guardrails.nodes_per_group_max
                 ),
                 "whoever may write guardrails/ in the account store can raise it",
+            ));
+            return false;
+        }
+        if destroys && guardrails.destroy == DestroyPolicy::Never {
+            plan.held.push(held(
+                accepted,
+                "destroy",
+                "the account's guardrails say destroy = \"never\" by now",
+                "whoever may write guardrails/ in the account store can allow it",
             ));
             return false;
         }

@@ -129,6 +129,8 @@ fn what_may_not_be_done_is_held_with_its_rule() {
     lowered.nodes_per_group_max = 4;
     let mut paused = guardrails::sample();
     paused.pause = true;
+    let mut never = guardrails::sample();
+    never.destroy = DestroyPolicy::Never;
     let mut report = guardrails::sample();
     report.drift = DriftPolicy::Report;
     let mut by_hand = as_ordered(3, 1);
@@ -179,6 +181,15 @@ fn what_may_not_be_done_is_held_with_its_rule() {
             guardrails::sample(),
             false,
             "resize 3; drift min size 3 -> 2; drift desired capacity 3 -> 2",
+        ),
+        (
+            "destroy forbidden after acceptance",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            never.clone(),
+            true,
+            "held by destroy",
         ),
         ("pause", Intent::Apply(spec(5)), 2, Some(as_ordered(3, 1)), paused, true, "held by pause"),
         (

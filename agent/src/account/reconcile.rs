@@ -81,12 +81,15 @@ impl Reconciler {
     async fn look(&mut self) -> Result<bool, CallError> {
         let guardrails = self.shared.refresh_guardrails();
         let observed = match &guardrails {
-            Ok(guardrails) => self.aws.observe(&self.shared.identity.tenant, guardrails).await?,
+            Ok(guardrails) => {
+                let observed = self.aws.observe(&self.shared.identity.tenant, guardrails).await?;
+                lock(&self.shared.observed).clone_from(&observed);
+                self.shared.update_registry(|registry| registry.forget_missing(&observed));
+                observed
+            }
             // Without the prefix nothing tells ours from others; what was last seen is kept.
             Err(_) => lock(&self.shared.observed).clone(),
         };
-        lock(&self.shared.observed).clone_from(&observed);
-        self.shared.update_registry(|registry| registry.forget_missing(&observed));
 
         let accepted = lock(&self.shared.ledger).accepted().clone();
         let live = *self.shared.link_live.borrow();

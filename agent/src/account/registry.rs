@@ -192,6 +192,8 @@ impl Registry {
             .iter()
             .filter(|(_, node)| node.group == own.group && node.phase == NodePhase::Ready)
             .filter(|(_, node)| node.artifacts.as_ref().is_some_and(|a| !same(a, wanted)))
+            // One that is not there cannot take its turn and must not hold up the others.
+            .filter(|(_, node)| node.session.is_some())
             .map(|(instance, _)| instance)
             .collect();
         let size = self.nodes.values().filter(|node| node.group == own.group).count();
@@ -343,5 +345,13 @@ mod tests {
         }
         assert_eq!(told(&registry), [0, 1, 2, 3, 4, 5]);
         assert_eq!(registry.artifacts_for(&instance(99), &wanted), wanted, "a new node: at once");
+    }
+
+    #[test]
+    fn a_node_that_is_not_there_holds_up_nobody() {
+        let mut registry = with_nodes(2);
+        registry.lost(&instance(0), SessionId(1), 1);
+        let wanted = artifacts(b"new");
+        assert_eq!(registry.artifacts_for(&instance(1), &wanted), wanted);
     }
 }

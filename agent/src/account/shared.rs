@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use outstation_protocol::order::Intent;
 use outstation_protocol::session::Answer;
@@ -20,6 +21,9 @@ use super::registry::{CallerEndpoint, Registry};
 use crate::clock;
 use crate::trust::files;
 
+/// Nodes dial again within 30 s; the rest is for those that have to enroll first.
+const SILENCE_AFTER_LOSS: Duration = Duration::from_secs(60);
+
 pub struct Shared {
     pub config: Config,
     pub identity: Identity,
@@ -29,14 +33,15 @@ pub struct Shared {
     /// error, and nodes go on renewing their certificates meanwhile.
     last_guardrails: Mutex<Option<Guardrails>>,
     registry: Mutex<Registry>,
+    /// An agent that came back without its memory says nothing to callers until then: they have
+    /// better endpoints than it does.
+    silent_until: Option<Instant>,
     /// The last look at AWS; empty until the first.
     pub observed: Mutex<Observed>,
     /// Answers for the broker: converged and status of each group.
     pub answers: watch::Sender<BTreeMap<GroupName, Vec<Answer>>>,
     /// Counts changes of the registry and the ledger: who depends on them looks again.
     pub changed: watch::Sender<u64>,
-    /// Counts changes of the guardrails: what they refused is asked for again.
-    pub guardrails_changed: watch::Sender<u64>,
     pub link_live: watch::Sender<bool>,
     /// Something happened that the next look at AWS should not wait for.
     pub look: Notify,
@@ -49,10 +54,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub fn new(config: Config, ledger: Ledger) -> Shared {
         let identity = Identity { tenant: config.tenant.clone(), data_plane: config.data_plane() };
-        let registry = std::fs::read(nodes_file(&config))
+        let restored = std::fs::read(nodes_file(&config))
             .ok()
-            .and_then(|json| Registry::restore(&json, clock::unix_secs()).ok())
-            .unwrap_or_default();
+            .and_then(|json| Registry::restore(&json, clock::unix_secs()).ok());
+        let came_back_empty = restored.is_none() && !ledger.accepted().is_empty();
+        let silent_until = came_back_empty.then(|| clock::now() + SILENCE_AFTER_LOSS);
+        let registry = restored.unwrap_or_default();
         Shared {
             guardrails: Mutex::new(Err(NoGuardrails("not read yet".to_owned()))),
             last_guardrails: Mutex::default(),
@@ -61,9 +68,9 @@ impl Shared {
             ledger: Mutex::new(ledger),
             registry: Mutex::new(registry),
             observed: Mutex::default(),
+            silent_until,
             answers: watch::Sender::new(BTreeMap::new()),
             changed: watch::Sender::new(0),
-            guardrails_changed: watch::Sender::new(0),
             link_live: watch::Sender::new(false),
             look: Notify::new(),
         }
@@ -82,7 +89,9 @@ impl Shared {
                 Err(why) => tracing::error!(%why, "no valid guardrails: everything is held"),
             }
             current.clone_from(&read);
-            self.guardrails_changed.send_modify(|count| *count += 1);
+            drop(current);
+            self.changed.send_modify(|count| *count += 1);
+            self.look.notify_one();
         }
         read
     }
@@ -96,16 +105,21 @@ impl Shared {
         lock(&self.registry)
     }
 
-    /// Changes the registry, keeps it for a restart and tells everybody.
+    /// Keeps the nodes for a restart, so that callers have their endpoints meanwhile.
+    pub fn write_nodes(&self) {
+        let json = self.registry().to_json();
+        let path = nodes_file(&self.config);
+        if let Err(error) = files::replace(&path, &json, 0o600) {
+            tracing::warn!(%error, path = %path.display(), "the nodes were not written down");
+        }
+    }
+
+    /// Changes the registry and tells everybody if that made a difference.
     pub fn update_registry<T>(&self, change: impl FnOnce(&mut Registry) -> T) -> T {
         let mut registry = lock(&self.registry);
         let before = registry.clone();
         let result = change(&mut registry);
         if *registry != before {
-            let path = nodes_file(&self.config);
-            if let Err(error) = files::replace(&path, &registry.to_json(), 0o600) {
-                tracing::warn!(%error, path = %path.display(), "the nodes were not written down");
-            }
             drop(registry);
             self.changed.send_modify(|count| *count += 1);
             self.look.notify_one();
@@ -131,15 +145,24 @@ impl Shared {
     /// What `instance` of `group` shall serve now, in its turn.
     pub fn artifacts_for(&self, instance: &InstanceId, group: &GroupName) -> Option<Artifacts> {
         let wanted = self.wanted_artifacts(group)?;
-        Some(self.registry().artifacts_for(instance, &wanted))
+        let held = lock(&self.guardrails).as_ref().map_or(true, |guardrails| guardrails.pause);
+        let registry = self.registry();
+        let serving = registry.get(instance).and_then(|node| node.artifacts.clone());
+        match serving {
+            // A pause holds new code as it holds everything else; a node without any needs some.
+            Some(serving) if held => Some(serving),
+            Some(_) | None => Some(registry.artifacts_for(instance, &wanted)),
+        }
     }
 
     pub fn knows_group(&self, group: &GroupName) -> bool {
         lock(&self.ledger).accepted().get(group).is_some_and(|a| !a.order.is_tombstone())
     }
 
-    pub fn endpoints(&self, group: &GroupName) -> Vec<CallerEndpoint> {
-        self.registry().endpoints(group, clock::unix_secs())
+    /// `None` while this agent does not know enough to say.
+    pub fn endpoints(&self, group: &GroupName) -> Option<Vec<CallerEndpoint>> {
+        let silent = self.silent_until.is_some_and(|until| clock::now() < until);
+        (!silent).then(|| self.registry().endpoints(group, clock::unix_secs()))
     }
 }
 

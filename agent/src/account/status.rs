@@ -63,7 +63,12 @@ pub fn assess(
         && observed_nodes == desired_nodes
         && ready_nodes == desired_nodes;
     let (phase, reason) = match &accepted.order.intent {
-        Intent::Destroy if observed.is_none() => (GroupPhase::Deleted, "deleted".to_owned()),
+        Intent::Destroy if observed.is_none() && held.is_empty() => {
+            (GroupPhase::Deleted, "deleted".to_owned())
+        }
+        Intent::Destroy if !held.is_empty() => {
+            (GroupPhase::Deleting, format!("held: {}", held[0].message))
+        }
         Intent::Destroy => {
             (GroupPhase::Deleting, format!("{observed_nodes} instances still to drain and end"))
         }

@@ -125,7 +125,7 @@ impl Machine {
                     self.leaving.insert(server, (port, Leaving::Grace { until: now }));
                 }
             }
-            Event::Target(artifacts) => self.retarget(artifacts, actions),
+            Event::Target(artifacts) => self.retarget(artifacts, now, actions),
             Event::Fetched(fetched) => {
                 if let Next::Fetching { attempt, artifacts } = &self.next
                     && *attempt == fetched
@@ -161,7 +161,7 @@ impl Machine {
             Event::Exited { server, reason } => self.exited(server, reason, now),
             Event::Terminating => {
                 if matches!(self.end, End::Staying) {
-                    self.abandon_next(actions);
+                    self.abandon_next(now, actions);
                     self.end = End::AwaitingWithdrawal { until: now + WITHDRAWAL_MAX };
                 }
             }
@@ -174,7 +174,7 @@ impl Machine {
         }
     }
 
-    fn retarget(&mut self, artifacts: Artifacts, actions: &mut Vec<Action>) {
+    fn retarget(&mut self, artifacts: Artifacts, now: Instant, actions: &mut Vec<Action>) {
         let changed = !self.target.as_ref().is_some_and(|t| same_content(t, &artifacts));
         if changed {
             self.failures = 0;
@@ -188,7 +188,7 @@ impl Machine {
                 | Next::Fetching { .. }
                 | Next::Verifying { .. }
                 | Next::WaitingForPort { .. }
-                | Next::Warming { .. } => self.abandon_next(actions),
+                | Next::Warming { .. } => self.abandon_next(now, actions),
             }
         }
         // The generation alone may have changed: then the same server serves the newer one.
@@ -288,11 +288,19 @@ impl Machine {
         self.next = Next::Waiting { until: now + self.backoff(max) };
     }
 
-    fn abandon_next(&mut self, actions: &mut Vec<Action>) {
+    /// One that was taken over may have calls in flight: it is drained. One that never served has
+    /// none.
+    fn abandon_next(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let next = std::mem::replace(&mut self.next, Next::Idle);
-        if let Next::Warming { server, port, .. } = next {
-            actions.push(Action::Kill(server));
-            self.leaving.insert(server, (port, Leaving::Killed));
+        if let Next::Warming { server, port, adopted, .. } = next {
+            let leaving = if adopted {
+                actions.push(Action::Drain(server));
+                Leaving::Draining { until: now + LEAVING_MAX }
+            } else {
+                actions.push(Action::Kill(server));
+                Leaving::Killed
+            };
+            self.leaving.insert(server, (port, leaving));
         }
     }
 
@@ -314,7 +322,7 @@ impl Machine {
             Next::Waiting { until } if *until <= now => self.next = Next::Idle,
             Next::Warming { artifacts, until, .. } if *until <= now => {
                 let artifacts = artifacts.clone();
-                self.abandon_next(actions);
+                self.abandon_next(now, actions);
                 self.fail(&artifacts, "the server did not become healthy in time".into(), now);
             }
             Next::Idle

@@ -339,7 +339,7 @@ fn a_server_of_an_earlier_life_is_taken_over() {
     let mut dead = Script::new();
     dead.on(adopted(1, 7400), "warming");
     let reason = "the server did not become healthy in time";
-    dead.wait(ADOPTED_MAX, &format!("kill s1; unhealthy ({reason})"));
+    dead.wait(ADOPTED_MAX, &format!("drain s1; unhealthy ({reason})"));
     dead.wait(BACKOFF_FIRST, &format!("fetch 1; fetching ({reason})"));
 }
 
@@ -356,4 +356,16 @@ fn what_an_abandoned_attempt_says_counts_nothing() {
     script.on(Event::Verified(Attempt(2)), "start s1 :7400 2; warming");
     script.on(Event::Healthy(ServerId(9)), "");
     script.on(exited(9), "");
+}
+
+/// The node agent was restarted in the middle of a drain, or the instance ends right after it: what
+/// it took over may have calls in flight.
+#[test]
+fn a_server_that_was_taken_over_is_drained_and_not_killed() {
+    let mut script = Script::new();
+    let adopted = Event::Adopted { server: ServerId(1), port: 7400, artifacts: artifacts(1, "a") };
+    script.on(adopted, "warming");
+    script.on(Event::Terminating, "drain s1; draining");
+    script.wait(LEAVING_MAX, "kill s1");
+    script.on(exited(1), "drained; gone");
 }

@@ -32,6 +32,11 @@ impl Store {
         Ok(before)
     }
 
+    /// Keeps exactly these answers: what the agent no longer says is forgotten.
+    pub async fn settle(&self, data_plane: DataPlane, reports: Reports) -> Result<(), StoreError> {
+        self.run(move |connection| settle(connection, &data_plane, &reports)).await
+    }
+
     /// Everything that the data plane's agent answered, as a session starts from it.
     pub async fn reports(&self, data_plane: DataPlane) -> Result<Reports, StoreError> {
         self.run(move |connection| {
@@ -52,6 +57,45 @@ impl Store {
         })
         .await
     }
+}
+
+/// Rows of groups that the agent no longer answers about go; single answers that it no longer gives
+/// leave their rows. Times stay as they were.
+fn settle(
+    connection: &mut Connection,
+    data_plane: &DataPlane,
+    reports: &Reports,
+) -> Result<(), StoreError> {
+    let transaction = connection.transaction()?;
+    let plane = [data_plane.account.as_str(), data_plane.region.as_str()];
+    let stored: Vec<(String, String)> = transaction
+        .prepare_cached("SELECT name, answers FROM answers WHERE account = ?1 AND region = ?2")?
+        .query_map(plane, |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    for (name, answers) in stored {
+        let group = read_id("a group name", GroupName::try_from(name.clone()))?;
+        match reports.get(&group) {
+            Some(settled) if *settled == read_answers(&answers)? => {}
+            Some(settled) => {
+                let answers = serde_json::to_string(settled).map_err(|error| {
+                    StoreError::Content { what: "an answer", why: error.to_string() }
+                })?;
+                transaction.execute(
+                    "UPDATE answers SET answers = ?4
+                     WHERE account = ?1 AND region = ?2 AND name = ?3",
+                    params![plane[0], plane[1], name, answers],
+                )?;
+            }
+            None => {
+                transaction.execute(
+                    "DELETE FROM answers WHERE account = ?1 AND region = ?2 AND name = ?3",
+                    params![plane[0], plane[1], name],
+                )?;
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn record(

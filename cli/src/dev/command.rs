@@ -167,9 +167,9 @@ async fn use_it(
     };
     let report = drive(verb, system, &run.repo.manifest, departures, started).await?;
     if verb.json {
-        println!("{}", report.json());
+        crate::message::print(format_args!("{}\n", report.json()));
     } else {
-        print!("{}", report.text());
+        crate::message::print(format_args!("{}", report.text()));
     }
     Ok(report)
 }

@@ -23,7 +23,7 @@ pub struct AgentConfig {
 
 impl Default for AgentConfig {
     fn default() -> Self {
-        AgentConfig { silence_max: Duration::from_secs(60), fetch_timeout: Duration::from_secs(10) }
+        AgentConfig { silence_max: Duration::from_secs(25), fetch_timeout: Duration::from_secs(10) }
     }
 }
 
@@ -132,6 +132,8 @@ impl AgentSession {
         let heartbeat =
             Duration::from_secs(welcome.heartbeat_secs.into()).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX);
         self.link = Link::Live { heartbeat, next_heartbeat: now + heartbeat };
+        // The broker answers each heartbeat; one may get lost.
+        self.config.silence_max = self.config.silence_max.max(heartbeat * 5 / 2);
         self.live_due = true;
         // Says at once what we stand by; the broker asks for more only if that is news to it.
         self.heartbeat_due = true;
@@ -150,6 +152,10 @@ impl AgentSession {
             entries.into_iter().map(|e| (e.group, (e.generation, e.digest))).collect();
         self.wanted.clear();
         self.send_set_due = false;
+        // What was refused and is offered no more is forgotten: names that a broker makes up must
+        // not add up.
+        self.reports
+            .retain(|group, _| set.contains_key(group) || self.accepted.contains_key(group));
         for (group, (generation, digest)) in &set {
             let entry = SetEntry { group: group.clone(), generation: *generation, digest: *digest };
             self.compare_entry(entry);
@@ -242,16 +248,15 @@ impl AgentSession {
         }
     }
 
-    /// The account's own rules or means have changed: what failed by them deserves another look.
-    pub fn handle_guardrails_changed(&mut self) {
+    /// What the account store could not take is asked for again. Every other refusal is final for
+    /// its generation: what was refused must not happen by itself when a rule is loosened later.
+    pub fn retry_after_store_failure(&mut self) {
         for answers in self.reports.values_mut() {
-            let by_the_account = answers.refused.as_ref().is_some_and(|(.., reason)| {
-                matches!(
-                    reason.rule,
-                    RefusalRule::Guardrail | RefusalRule::Signature | RefusalRule::AccountStore
-                )
-            });
-            if by_the_account {
+            let by_the_store = answers
+                .refused
+                .as_ref()
+                .is_some_and(|(.., reason)| reason.rule == RefusalRule::AccountStore);
+            if by_the_store {
                 answers.refused = None;
             }
         }

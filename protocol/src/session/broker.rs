@@ -23,7 +23,7 @@ pub struct BrokerConfig {
 impl Default for BrokerConfig {
     fn default() -> Self {
         // Three heartbeats may get lost; the agent's keepalive (20-25 s) holds NATs open besides.
-        BrokerConfig { heartbeat: Duration::from_secs(15), silence_max: Duration::from_secs(60) }
+        BrokerConfig { heartbeat: Duration::from_secs(10), silence_max: Duration::from_secs(60) }
     }
 }
 
@@ -34,6 +34,8 @@ pub enum BrokerOutput {
     Load(SetEntry),
     /// Write this answer down.
     Record(Report),
+    /// The agent's answers are exactly these: forget what the store holds besides.
+    Settle(Reports),
     /// The agent has said hello and belongs here.
     Live {
         release: String,
@@ -59,6 +61,7 @@ pub struct BrokerSession {
     set_due: bool,
     heartbeat_due: bool,
     send_reports_due: bool,
+    settle_due: bool,
     /// Asked for and not yet loaded; only entries of the present set, so bounded by it.
     wanted: BTreeSet<SetEntry>,
     loading: BTreeSet<SetEntry>,
@@ -98,6 +101,7 @@ impl BrokerSession {
             set_due: false,
             heartbeat_due: false,
             send_reports_due: false,
+            settle_due: false,
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
             envelopes: VecDeque::new(),
@@ -113,7 +117,9 @@ impl BrokerSession {
             (_, true) => self.close(None, "the agent spoke before its hello".into()),
             (ToBroker::Hello(_), false) => {}
             (ToBroker::Heartbeat { reports_hash: offered }, false) => {
-                self.send_reports_due |= offered != reports_hash(&self.recorded);
+                let agreed = offered == reports_hash(&self.recorded);
+                self.send_reports_due |= !agreed;
+                self.settle_due |= agreed && self.stored != self.recorded;
                 self.heartbeat_due = true;
             }
             (ToBroker::SendSet, false) => self.set_due = true,
@@ -222,6 +228,10 @@ impl BrokerSession {
     pub fn poll_output(&mut self) -> Option<BrokerOutput> {
         if let Some((_, report)) = self.records.pop_first() {
             return Some(BrokerOutput::Record(report));
+        }
+        if std::mem::take(&mut self.settle_due) {
+            self.stored.clone_from(&self.recorded);
+            return Some(BrokerOutput::Settle(self.recorded.clone()));
         }
         match &mut self.link {
             Link::Closed | Link::Greeting => return None,
