@@ -19,6 +19,10 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+/// The machine is small: one whole system at a time, also under plain `cargo test`, which runs the
+/// tests of one program side by side.
+pub static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Far beyond what anything takes here; a test that reaches it has failed for another reason.
 pub const LONG: Duration = Duration::from_secs(120);
 

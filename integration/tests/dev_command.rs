@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outstation_integration::{LONG, binaries, processes, python, workspace};
+use outstation_integration::{LONG, ONE_AT_A_TIME, binaries, processes, python, workspace};
 
 struct Dev {
     child: Child,
@@ -98,6 +98,7 @@ fn ends_clean(name: &str, signal: Signal) -> Result<ExitStatus> {
 
 #[test]
 fn it_leaves_nothing_behind_after_ctrl_c() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
     let status = ends_clean("ctrl-c", Signal::SIGINT)?;
     assert_eq!(status.code(), Some(0), "{status}");
     Ok(())
@@ -105,6 +106,7 @@ fn it_leaves_nothing_behind_after_ctrl_c() -> Result<()> {
 
 #[test]
 fn it_leaves_nothing_behind_when_it_is_killed() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
     let status = ends_clean("killed", Signal::SIGKILL)?;
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
     Ok(())
@@ -112,6 +114,7 @@ fn it_leaves_nothing_behind_when_it_is_killed() -> Result<()> {
 
 #[test]
 fn a_second_one_in_the_same_place_is_told_so() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
     let mut first = Dev::start("second")?;
     first.wait_until_up()?;
     let second = Dev::start("second")?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_cli::dev::ServiceName;
-use outstation_integration::{LONG, Load, World, processes};
+use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, processes};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -95,6 +95,7 @@ fn alive(pid: u32) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
     let world = World::start("kill-matrix").await?;
     world.apply(NODES).await?;
     let departures = world.departures()?;
@@ -146,6 +147,7 @@ async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
     println!("OUTSTATION_SEED={seed} OUTSTATION_KILLS={kills} cargo nextest run random_kills");
     let mut random = StdRng::seed_from_u64(seed);
 
+    let _turn = ONE_AT_A_TIME.lock().await;
     let world = World::start("random-kills").await?;
     world.apply(NODES).await?;
     let departures = world.departures()?;
@@ -183,6 +185,7 @@ async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
 /// says what is wrong and then that it is over.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_aws_is_told_and_costs_no_call() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
     let world = World::start("outage").await?;
     world.apply(NODES).await?;
     let departures = world.departures()?;

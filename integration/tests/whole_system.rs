@@ -9,11 +9,8 @@ use nix::unistd::Pid;
 use outstation_api::transform::value::Kind;
 use outstation_api::transform::{CallRequest, Row, row_result::Outcome};
 use outstation_cli::values::row_to_json;
-use outstation_integration::{LONG, Load, World, python, workspace};
+use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, python, workspace};
 use serde_json::Value as Json;
-
-/// The machine is small: one whole system at a time, also under plain `cargo test`.
-static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 const NODES: &str = "desired_nodes=3";
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Answer, AnswerKind, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, HEARTBEAT_MAX, HEARTBEAT_MIN, Report,
-    Reports, reports_hash, set_hash,
+    Reports, Unsent, put_unsent, reports_hash, set_hash,
 };
 use crate::envelope::Envelope;
 use crate::ids::{Digest, Generation, GroupName};
@@ -66,7 +66,7 @@ pub struct AgentSession {
     in_flight: BTreeMap<SetEntry, Instant>,
     judging: BTreeSet<SetEntry>,
     envelopes: VecDeque<(SetEntry, Envelope)>,
-    unsent: BTreeMap<(GroupName, AnswerKind), Report>,
+    unsent: Unsent,
     send_set_due: bool,
     heartbeat_due: bool,
     live_due: bool,
@@ -99,7 +99,7 @@ impl AgentSession {
             in_flight: BTreeMap::new(),
             judging: BTreeSet::new(),
             envelopes: VecDeque::new(),
-            unsent: BTreeMap::new(),
+            unsent: Unsent::new(),
             send_set_due: false,
             heartbeat_due: false,
             live_due: false,
@@ -242,9 +242,8 @@ impl AgentSession {
 
     /// News from the reconciler: replaces what is unsent of the same group and kind.
     pub fn handle_report(&mut self, report: Report) {
-        let key = (report.group.clone(), report.answer.kind());
         if report.clone().record(&mut self.reports) {
-            self.unsent.insert(key, report);
+            put_unsent(&mut self.unsent, report);
         }
     }
 

@@ -1,14 +1,14 @@
 //! The broker's end of the control link.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{
-    Answer, AnswerKind, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, Report, Reports, reports_hash,
+    Answer, DesiredSet, ENVELOPES_IN_FLIGHT_MAX, Report, Reports, Unsent, put_unsent, reports_hash,
     set_hash,
 };
 use crate::envelope::Envelope;
-use crate::ids::{AgentId, GroupName};
+use crate::ids::AgentId;
 use crate::model::DataPlane;
 use crate::v1::{self, Hello, SET_ENTRIES_MAX, SetEntry, ToAgent, ToBroker, Welcome};
 
@@ -67,7 +67,7 @@ pub struct BrokerSession {
     loading: BTreeSet<SetEntry>,
     envelopes: VecDeque<Envelope>,
     /// Not written down yet; the newest of each group and kind.
-    records: BTreeMap<(GroupName, AnswerKind), Report>,
+    records: Unsent,
     last_heard: Instant,
 }
 
@@ -105,7 +105,7 @@ impl BrokerSession {
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
             envelopes: VecDeque::new(),
-            records: BTreeMap::new(),
+            records: Unsent::new(),
             last_heard: now,
         }
     }
@@ -186,7 +186,7 @@ impl BrokerSession {
         }
         report.clone().record(&mut self.recorded);
         if report.clone().record(&mut self.stored) {
-            self.records.insert((report.group.clone(), report.answer.kind()), report);
+            put_unsent(&mut self.records, report);
         }
     }
 

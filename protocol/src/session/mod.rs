@@ -121,6 +121,24 @@ impl Report {
     }
 }
 
+/// Answers on their way, the newest of each group and kind.
+type Unsent = BTreeMap<(GroupName, AnswerKind), Report>;
+
+/// Answers leave by kind and not by age, so an acceptance takes along the refusal that it ended.
+fn put_unsent(unsent: &mut Unsent, report: Report) {
+    if let Answer::Accepted { generation, .. } = &report.answer {
+        let key = (report.group.clone(), AnswerKind::Refused);
+        let ended = unsent.get(&key).is_some_and(|older| match &older.answer {
+            Answer::Refused { generation: refused, .. } => refused <= generation,
+            Answer::Accepted { .. } | Answer::Converged { .. } | Answer::Status(_) => false,
+        });
+        if ended {
+            unsent.remove(&key);
+        }
+    }
+    unsent.insert((report.group.clone(), report.answer.kind()), report);
+}
+
 fn replace<T: PartialEq>(slot: &mut Option<T>, value: T) -> bool {
     if slot.as_ref() == Some(&value) {
         return false;
