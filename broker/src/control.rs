@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use outstation_protocol::order::Order;
 use outstation_protocol::session::{Answer, BrokerOutput, BrokerSession, Report};
-use outstation_protocol::v1::{ToAgent, ToBroker};
-use outstation_protocol::{AgentId, DataPlane};
+use outstation_protocol::v1::{SetEntry, ToAgent, ToBroker};
+use outstation_protocol::{AgentId, DataPlane, Envelope};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
@@ -266,6 +267,7 @@ impl Driver<'_> {
                 self.machine.handle_loaded(&entry, stored.await?);
             }
             BrokerOutput::Record(report) => self.record(report).await?,
+            BrokerOutput::TakeOver { entry, envelope } => self.take_over(entry, envelope).await?,
             BrokerOutput::Settle(reports) => {
                 self.shared.store.settle(self.data_plane.clone(), reports).await?;
             }
@@ -279,6 +281,27 @@ impl Driver<'_> {
             BrokerOutput::Close { reason } => return Ok(Some(reason)),
         }
         Ok(None)
+    }
+
+    /// The change is announced, so the set follows as it does after a put.
+    async fn take_over(&self, entry: SetEntry, envelope: Envelope) -> Result<(), SessionError> {
+        let (agent, group, generation) = (self.agent, &entry.group, entry.generation);
+        let ours = match Order::from_envelope(&envelope) {
+            Ok(order) => (order.tenant == self.shared.tenant
+                && order.data_plane == self.data_plane
+                && (&order.group, order.generation) == (group, generation))
+                .then_some(order),
+            Err(_) => None,
+        };
+        let Some(order) = ours else {
+            warn!(%agent, %group, %generation, "handed back: not an order of this data plane");
+            return Ok(());
+        };
+        if self.shared.store.take_over(order, envelope, clock::unix_secs()).await? {
+            warn!(%agent, %group, %generation, digest = %entry.digest.short(),
+                "the database was behind: an order was taken over from the account's ledger");
+        }
+        Ok(())
     }
 
     async fn record(&self, report: Report) -> Result<(), SessionError> {

@@ -17,6 +17,9 @@ pub const ALPN_CONTROL_ENROLL: &[u8] = b"outstation-control-enroll/1";
 pub const ALPN_NODE: &[u8] = b"outstation-node/1";
 pub const ALPN_NODE_ENROLL: &[u8] = b"outstation-node-enroll/1";
 
+/// An agent's ability to give a broker the accepted orders that its database has lost.
+pub const FEATURE_HAND_BACK: &str = "hand-back";
+
 /// AWS allows 500 AutoScaling groups in a region, tombstones come on top.
 pub const SET_ENTRIES_MAX: usize = 2000;
 
@@ -63,6 +66,10 @@ pub enum ToBroker {
         group: GroupName,
         status: GroupStatus,
     },
+    /// An accepted order that the broker asked back.
+    Order {
+        envelope: Envelope,
+    },
 }
 
 /// Broker → account agent.
@@ -86,6 +93,9 @@ pub enum ToAgent {
         reason: String,
         retry_after_secs: u32,
     },
+    /// You have accepted this and my database does not have it: hand it back. Sent only to agents
+    /// with [`FEATURE_HAND_BACK`].
+    HandBack(SetEntry),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -145,6 +145,8 @@ fn to_broker(golden: &Golden) {
         let status = ToBroker::Status { group: group.clone(), status: full_status(phase) };
         golden.check(&format!("to_broker.status.node.{phase:?}"), &status);
     }
+    let envelope = Envelope::unsigned(b"{}".to_vec());
+    golden.check("to_broker.order", &ToBroker::Order { envelope });
 }
 
 fn to_agent(golden: &Golden) {
@@ -164,6 +166,7 @@ fn to_agent(golden: &Golden) {
     golden.check("to_agent.order.unsigned", &ToAgent::Order { envelope: unsigned });
     golden.check("to_agent.order.signed", &ToAgent::Order { envelope: signed });
     golden.check("to_agent.send_reports", &ToAgent::SendReports);
+    golden.check("to_agent.hand_back", &ToAgent::HandBack(entry()));
     let goodbye = ToAgent::Goodbye { reason: "r".into(), retry_after_secs: 600 };
     golden.check("to_agent.goodbye", &goodbye);
 }

@@ -30,7 +30,7 @@ fn group(index: u8) -> GroupName {
 fn hello() -> Hello {
     Hello {
         versions: vec![v1::VERSION],
-        features: vec![],
+        features: vec![v1::FEATURE_HAND_BACK.to_owned()],
         agent: agent_id(),
         data_plane: data_plane(),
         release: "test".into(),
@@ -71,6 +71,7 @@ struct Store {
 #[derive(Default)]
 struct Disk {
     ledger: BTreeMap<GroupName, (Generation, Digest)>,
+    envelopes: BTreeMap<SetEntry, Envelope>,
     reports: Reports,
 }
 
@@ -130,6 +131,7 @@ impl World {
         let before = self.disk.ledger.insert(entry.group.clone(), (entry.generation, entry.digest));
         let rises = before.is_none_or(|(generation, _)| generation < entry.generation);
         assert!(rises, "{} went from {before:?} to {}", entry.group, entry.generation);
+        self.disk.envelopes.insert(entry.clone(), envelope.clone());
         Verdict::Accepted
     }
 
@@ -145,6 +147,10 @@ impl World {
                     self.agent.handle_verdict(entry, verdict);
                     self.disk.reports = self.agent.reports().clone();
                 }
+                AgentOutput::HandBack(entry) => {
+                    let kept = self.disk.envelopes.get(&entry).cloned();
+                    self.agent.handle_kept(kept);
+                }
                 AgentOutput::Live => {}
                 AgentOutput::Close { .. } => closed = true,
             }
@@ -159,6 +165,15 @@ impl World {
                 }
                 BrokerOutput::Record(report) => {
                     report.record(&mut self.store.recorded);
+                }
+                BrokerOutput::TakeOver { entry, envelope } => {
+                    let newest = self.store.set.get(&entry.group).map(|(newest, _)| *newest);
+                    if newest < Some(entry.generation) {
+                        let head = (entry.generation, entry.digest);
+                        self.store.set.insert(entry.group.clone(), head);
+                        self.store.envelopes.insert(entry, envelope);
+                        self.broker.handle_set(self.store.set.clone());
+                    }
                 }
                 BrokerOutput::Settle(reports) => self.store.recorded = reports,
                 BrokerOutput::Live { .. } => {}
@@ -292,7 +307,7 @@ proptest! {
 }
 
 #[test]
-fn a_broker_with_an_older_database_moves_nobody_backwards_and_is_told() {
+fn a_broker_with_an_older_database_moves_nobody_backwards_and_asks_for_what_it_lacks() {
     let mut world = World::new(None);
     world.put(0, 1);
     let old_set = world.store.set.clone();
@@ -311,7 +326,42 @@ fn a_broker_with_an_older_database_moves_nobody_backwards_and_is_told() {
     assert_eq!(answers.accepted, Some(ledger[&group(0)]), "the broker learns of the newer one");
     let (generation, _, reason) = answers.refused.as_ref().expect("the older one is refused");
     assert_eq!((*generation, reason.rule), (Generation(1), RefusalRule::OlderGeneration));
-    assert!(world.store.recorded.contains_key(&group(1)), "and of the group that it lost");
+    assert_eq!(world.store.set, ledger, "and takes over what it has lost, a whole group included");
+
+    world.put(0, 3);
+    world.settle();
+    assert_eq!(world.disk.ledger[&group(0)].0, Generation(3), "the next order follows it");
+}
+
+#[test]
+fn an_order_is_handed_back_only_if_asked_for_and_accepted() {
+    let mut world = World::new(None);
+    world.put(0, 1);
+    world.settle();
+    // The broker makes up an order that the account never saw.
+    let (entry, envelope) = order(&group(3), None, 9);
+    world.agent.handle_message(ToAgent::HandBack(entry), world.now);
+    let hands_back = |output: &AgentOutput| matches!(output, AgentOutput::HandBack(_));
+    assert!(!std::iter::from_fn(|| world.agent.poll_output(world.now)).any(|o| hands_back(&o)));
+    // The agent offers one that nobody asked for.
+    world.broker.handle_message(ToBroker::Order { envelope }, world.now);
+    world.settle();
+    assert!(!world.store.set.contains_key(&group(3)));
+}
+
+#[test]
+fn an_agent_that_cannot_hand_back_is_not_asked() {
+    let now = Instant::now();
+    let mut session = broker(&Store::default(), now);
+    session.handle_message(ToBroker::Hello(Hello { features: vec![], ..hello() }), now);
+    let accepted = ToBroker::Accepted {
+        group: group(0),
+        generation: Generation(1),
+        digest: Digest::of(b"order"),
+    };
+    session.handle_message(accepted, now);
+    let asks = |output: &BrokerOutput| matches!(output, BrokerOutput::Send(ToAgent::HandBack(_)));
+    assert!(!std::iter::from_fn(|| session.poll_output()).any(|output| asks(&output)));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region as AwsRegion};
+use aws_config::{BehaviorVersion, Region as AwsRegion, SdkConfig};
 use aws_sdk_autoscaling::Client;
+use aws_sdk_autoscaling::config::retry::RetryPartition;
 use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
@@ -108,8 +109,23 @@ impl Aws {
         if let Some(endpoint) = &config.aws.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        let shared = loader.load().await;
-        Aws { autoscaling: Client::new(&shared), sts: aws_sdk_sts::Client::new(&shared) }
+        Aws::with(&loader.load().await)
+    }
+
+    /// Over any configuration of the SDK: a simulation brings its own HTTP client, clock and sleep.
+    pub fn with(config: &SdkConfig) -> Aws {
+        // Retries are paid from a budget of this agent's own: the SDK's default is one for the whole
+        // process.
+        let autoscaling = aws_sdk_autoscaling::config::Builder::from(config)
+            .retry_partition(RetryPartition::custom("autoscaling").build())
+            .build();
+        let sts = aws_sdk_sts::config::Builder::from(config)
+            .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build())
+            .build();
+        Aws {
+            autoscaling: Client::from_conf(autoscaling),
+            sts: aws_sdk_sts::Client::from_conf(sts),
+        }
     }
 
     /// Refuses to work in another account than the configured one.

@@ -110,6 +110,17 @@ impl Ledger {
         Ok(read(&self.path(group))?.is_some_and(|found| found.digest == digest))
     }
 
+    /// What was accepted for `group`, whole: for a broker that has lost it.
+    pub fn envelope(&self, group: &GroupName) -> Result<Option<Envelope>, LedgerError> {
+        let path = self.path(group);
+        match read_file(&path)? {
+            None => Ok(None),
+            Some(bytes) => Envelope::from_json(&bytes)
+                .map(Some)
+                .map_err(|error| LedgerError::Damaged { path, source: error.into() }),
+        }
+    }
+
     fn path(&self, group: &GroupName) -> PathBuf {
         self.folder.join(format!("{group}.json"))
     }
@@ -124,14 +135,16 @@ impl Ledger {
     }
 }
 
+fn read_file(path: &Path) -> Result<Option<Vec<u8>>, LedgerError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(LedgerError::Io { path: path.to_owned(), source }),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Accepted>, LedgerError> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(LedgerError::Io { path: path.to_owned(), source });
-        }
-    };
+    let Some(bytes) = read_file(path)? else { return Ok(None) };
     let parse = || -> Result<Accepted, Damage> {
         let envelope = Envelope::from_json(&bytes)?;
         let order = Order::from_envelope(&envelope)?;

@@ -3,14 +3,18 @@
 
 pub mod aws;
 pub mod callers;
+pub mod certificate;
 pub mod config;
 pub mod control;
+pub mod desk;
+pub mod dial;
 pub mod guardrails;
 pub mod judge;
 pub mod ledger;
 pub mod node_link;
 pub mod plan;
 pub mod reconcile;
+pub mod redial;
 pub mod registry;
 pub mod shared;
 pub mod status;
@@ -22,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use self::aws::{Aws, CallError};
@@ -32,7 +38,7 @@ use self::ledger::Ledger;
 use self::node_link::NodeLink;
 use self::reconcile::Reconciler;
 use self::shared::Shared;
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::trust::DataPlaneCa;
 
 /// What a stop may take; whatever is under way then is repeatable.
@@ -47,7 +53,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         .context("open the account's CA")?;
     let ca = Arc::new(ca);
     let aws = Aws::connect(&config).await;
-    let shared = Arc::new(Shared::new(config, ledger));
+    let shared = Arc::new(Shared::new(config, ledger, Clock::System));
     shared.refresh_guardrails().ok();
 
     let node_link = NodeLink::bind(shared.clone(), aws.clone(), ca.clone())?;
@@ -137,6 +143,6 @@ async fn reconcile_in_the_right_account(
         pause = (pause * 2).min(Duration::from_secs(30));
     }
     tracing::info!(account = %shared.config.account, region = %shared.config.region, "account checked");
-    Reconciler::new(shared, aws).run(stop).await;
+    Reconciler::new(shared, aws, StdRng::from_os_rng()).run(stop).await;
     Ok(())
 }

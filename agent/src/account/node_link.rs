@@ -18,7 +18,6 @@ use tokio_util::task::TaskTracker;
 use super::aws::Aws;
 use super::registry::SessionId;
 use super::shared::{Shared, lock};
-use crate::clock;
 use crate::frames::{FrameReader, write_frame};
 use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
@@ -186,7 +185,7 @@ impl NodeLink {
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let mut changed = self.shared.changed.subscribe();
         self.shared.update_registry(|registry| {
-            registry.hello(instance.clone(), group.clone(), session, clock::unix_secs());
+            registry.hello(instance.clone(), group.clone(), session, self.shared.clock.unix_secs());
         });
         let welcome = ToNode::Welcome {
             version: v1::VERSION,
@@ -206,7 +205,8 @@ impl NodeLink {
             withdrawn: false,
             completing: false,
         };
-        let lifetime = certificate.not_after_unix_secs.saturating_sub(clock::unix_secs());
+        let lifetime =
+            certificate.not_after_unix_secs.saturating_sub(self.shared.clock.unix_secs());
         let expiry = tokio::time::sleep(Duration::from_secs(lifetime));
         tokio::pin!(expiry);
         let ended = loop {
@@ -234,7 +234,7 @@ impl NodeLink {
             }
         };
         self.shared.update_registry(|registry| {
-            registry.lost(&instance, session, clock::unix_secs());
+            registry.lost(&instance, session, self.shared.clock.unix_secs());
         });
         tracing::info!(%instance, %group, "node disconnected");
         connection.close(0u8.into(), b"");
@@ -283,7 +283,7 @@ impl NodeSession<'_> {
         message: ToAccountAgent,
         send: &mut quinn::SendStream,
     ) -> Result<()> {
-        let now = clock::unix_secs();
+        let now = self.link.shared.clock.unix_secs();
         match message {
             ToAccountAgent::Hello(_) => Err(anyhow!("a second hello")),
             ToAccountAgent::State(state) => {

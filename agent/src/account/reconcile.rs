@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use outstation_protocol::session::Answer;
 use outstation_protocol::status::Held;
 use outstation_protocol::{Digest, GroupName};
+use rand::Rng as _;
+use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
@@ -15,10 +17,9 @@ use super::ledger::Accepted;
 use super::plan::{Action, GroupPlan, Observed, plan};
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
-use crate::clock;
 
 /// Looks are at least so far apart, however much happens: one account shares its API budget.
-const LOOK_MIN: Duration = Duration::from_millis(200);
+pub const LOOK_MIN: Duration = Duration::from_millis(200);
 /// While something is under way.
 const LOOK_BUSY: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -33,37 +34,23 @@ struct Backoff {
 pub struct Reconciler {
     shared: Arc<Shared>,
     aws: Aws,
+    /// Spreads retries; seeded by whoever makes it, so that a simulation repeats itself.
+    jitter: StdRng,
     memories: BTreeMap<GroupName, Memory>,
     backoffs: BTreeMap<GroupName, Backoff>,
+    /// Looks in a row that failed.
+    failures: u32,
 }
 
 impl Reconciler {
-    pub fn new(shared: Arc<Shared>, aws: Aws) -> Reconciler {
-        Reconciler { shared, aws, memories: BTreeMap::new(), backoffs: BTreeMap::new() }
+    pub fn new(shared: Arc<Shared>, aws: Aws, jitter: StdRng) -> Reconciler {
+        let (memories, backoffs) = (BTreeMap::new(), BTreeMap::new());
+        Reconciler { shared, aws, jitter, memories, backoffs, failures: 0 }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut failures = 0;
         loop {
-            let settled = match self.look().await {
-                Ok(settled) => {
-                    failures = 0;
-                    settled
-                }
-                Err(error) => {
-                    failures += 1;
-                    tracing::warn!(%error, failures, "AWS cannot be looked at; what is there goes on");
-                    self.tell_blind(&error);
-                    false
-                }
-            };
-            let pause = if failures > 0 {
-                backoff(failures)
-            } else if settled {
-                self.shared.config.reconcile_interval()
-            } else {
-                LOOK_BUSY
-            };
+            let pause = self.step().await;
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -77,7 +64,25 @@ impl Reconciler {
         }
     }
 
-    /// One look and what follows from it. True when every group is as ordered.
+    /// One look and what follows from it. Returns how long to wait for the next one, if nothing
+    /// happens before.
+    pub async fn step(&mut self) -> Duration {
+        match self.look().await {
+            Ok(settled) => {
+                self.failures = 0;
+                if settled { self.shared.config.reconcile_interval() } else { LOOK_BUSY }
+            }
+            Err(error) => {
+                self.failures += 1;
+                tracing::warn!(%error, failures = self.failures,
+                    "AWS cannot be looked at; what is there goes on");
+                self.tell_blind(&error);
+                backoff(self.failures, &mut self.jitter)
+            }
+        }
+    }
+
+    /// True when every group is as ordered.
     async fn look(&mut self) -> Result<bool, CallError> {
         let guardrails = self.shared.refresh_guardrails();
         let observed = match &guardrails {
@@ -102,10 +107,10 @@ impl Reconciler {
     }
 
     async fn act(&mut self, group: &GroupName, accepted: &Accepted, plan: &GroupPlan) {
-        let now = clock::now();
+        let now = self.shared.clock.now();
         let memory = self.memories.entry(group.clone()).or_default();
         if plan.actions.is_empty() {
-            memory.note_drift(&plan.drift, false, clock::unix_secs());
+            memory.note_drift(&plan.drift, false, self.shared.clock.unix_secs());
             memory.failure = None;
             self.backoffs.remove(group);
             return;
@@ -119,12 +124,12 @@ impl Reconciler {
                 tracing::warn!(%group, generation = %accepted.order.generation, attempts,
                     error = %failure.message, "an action failed; it is tried again");
                 memory.failure = Some(failure);
-                let until = clock::now() + backoff(attempts);
+                let until = self.shared.clock.now() + backoff(attempts, &mut self.jitter);
                 self.backoffs.insert(group.clone(), Backoff { attempts, until });
                 return;
             }
         }
-        memory.note_drift(&plan.drift, true, clock::unix_secs());
+        memory.note_drift(&plan.drift, true, self.shared.clock.unix_secs());
         memory.failure = None;
         self.backoffs.remove(group);
         // What was just done shows at the next look.
@@ -138,7 +143,7 @@ impl Reconciler {
         plans: &BTreeMap<GroupName, GroupPlan>,
         observed: &Observed,
     ) -> bool {
-        let now = clock::unix_secs();
+        let now = self.shared.clock.unix_secs();
         let mut settled = true;
         let mut answers = BTreeMap::new();
         for (group, plan) in plans {
@@ -226,7 +231,7 @@ fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) {
     });
 }
 
-fn backoff(attempts: u32) -> Duration {
+fn backoff(attempts: u32, jitter: &mut StdRng) -> Duration {
     let doubled = RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10));
-    doubled.min(RETRY_MAX).mul_f64(0.5 + rand::random::<f64>() / 2.0)
+    doubled.min(RETRY_MAX).mul_f64(0.5 + jitter.random::<f64>() / 2.0)
 }

@@ -18,7 +18,7 @@ use super::judge::Identity;
 use super::ledger::Ledger;
 use super::plan::Observed;
 use super::registry::{CallerEndpoint, Registry};
-use crate::clock;
+use crate::clock::Clock;
 use crate::trust::files;
 
 /// Nodes dial again within 30 s; the rest is for those that have to enroll first.
@@ -26,6 +26,7 @@ const SILENCE_AFTER_LOSS: Duration = Duration::from_secs(60);
 
 pub struct Shared {
     pub config: Config,
+    pub clock: Clock,
     pub identity: Identity,
     pub ledger: Mutex<Ledger>,
     guardrails: Mutex<Result<Guardrails, NoGuardrails>>,
@@ -52,18 +53,19 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub fn new(config: Config, ledger: Ledger) -> Shared {
+    pub fn new(config: Config, ledger: Ledger, clock: Clock) -> Shared {
         let identity = Identity { tenant: config.tenant.clone(), data_plane: config.data_plane() };
         let restored = std::fs::read(nodes_file(&config))
             .ok()
-            .and_then(|json| Registry::restore(&json, clock::unix_secs()).ok());
+            .and_then(|json| Registry::restore(&json, clock.unix_secs()).ok());
         let came_back_empty = restored.is_none() && !ledger.accepted().is_empty();
-        let silent_until = came_back_empty.then(|| clock::now() + SILENCE_AFTER_LOSS);
+        let silent_until = came_back_empty.then(|| clock.now() + SILENCE_AFTER_LOSS);
         let registry = restored.unwrap_or_default();
         Shared {
             guardrails: Mutex::new(Err(NoGuardrails("not read yet".to_owned()))),
             last_guardrails: Mutex::default(),
             config,
+            clock,
             identity,
             ledger: Mutex::new(ledger),
             registry: Mutex::new(registry),
@@ -161,8 +163,8 @@ impl Shared {
 
     /// `None` while this agent does not know enough to say.
     pub fn endpoints(&self, group: &GroupName) -> Option<Vec<CallerEndpoint>> {
-        let silent = self.silent_until.is_some_and(|until| clock::now() < until);
-        (!silent).then(|| self.registry().endpoints(group, clock::unix_secs()))
+        let silent = self.silent_until.is_some_and(|until| self.clock.now() < until);
+        (!silent).then(|| self.registry().endpoints(group, self.clock.unix_secs()))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod schema;
 pub mod tokens;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use outstation_protocol::ids::IdError;
@@ -28,8 +29,17 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 /// A handle to the store; clones share one connection, which closes with the last of them.
 #[derive(Clone)]
 pub struct Store {
-    jobs: mpsc::Sender<Job>,
+    jobs: Jobs,
     changes: broadcast::Sender<Change>,
+}
+
+/// Where jobs run.
+#[derive(Clone)]
+enum Jobs {
+    /// On the store's own thread: an fsync must not hold up the sessions.
+    Thread(mpsc::Sender<Job>),
+    /// At once, on whoever asks: no thread takes part in a simulation.
+    Inline(Arc<Mutex<Connection>>),
 }
 
 /// A group changed: read it again.
@@ -102,8 +112,7 @@ impl StoreError {
 impl Store {
     /// Opens or makes the database. Nobody is connected to a broker that just started.
     pub fn open(path: &Path, now_unix_secs: u64) -> Result<Store, StoreError> {
-        let mut connection = schema::open(path)?;
-        agents::disconnect_all(&connection, now_unix_secs)?;
+        let mut connection = Store::prepare(path, now_unix_secs)?;
         let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_QUEUED_MAX);
         thread::Builder::new()
             .name("store".into())
@@ -113,8 +122,24 @@ impl Store {
                 }
             })
             .map_err(|source| StoreError::Thread { source })?;
+        Ok(Store::over(Jobs::Thread(jobs)))
+    }
+
+    /// The same without a thread: every call is done when it is first polled.
+    pub fn open_inline(path: &Path, now_unix_secs: u64) -> Result<Store, StoreError> {
+        let connection = Store::prepare(path, now_unix_secs)?;
+        Ok(Store::over(Jobs::Inline(Arc::new(Mutex::new(connection)))))
+    }
+
+    fn prepare(path: &Path, now_unix_secs: u64) -> Result<Connection, StoreError> {
+        let connection = schema::open(path)?;
+        agents::disconnect_all(&connection, now_unix_secs)?;
+        Ok(connection)
+    }
+
+    fn over(jobs: Jobs) -> Store {
         let (changes, _) = broadcast::channel(CHANGES_KEPT_MAX);
-        Ok(Store { jobs, changes })
+        Store { jobs, changes }
     }
 
     /// Every change from now on. Subscribe first, read then: nothing is missed in between.
@@ -127,18 +152,25 @@ impl Store {
         let _ = self.changes.send(Change { data_plane, group, what });
     }
 
-    /// Runs on the store's thread. A caller that goes away does not stop its job.
+    /// A caller that goes away does not stop its job.
     async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            let _ = answer.send(job(connection));
-        });
-        self.jobs.send(job).await.map_err(|_| StoreError::Stopped)?;
-        answered.await.map_err(|_| StoreError::Stopped)?
+        match &self.jobs {
+            Jobs::Inline(connection) => {
+                job(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+            Jobs::Thread(jobs) => {
+                let (answer, answered) = oneshot::channel();
+                let job: Job = Box::new(move |connection| {
+                    let _ = answer.send(job(connection));
+                });
+                jobs.send(job).await.map_err(|_| StoreError::Stopped)?;
+                answered.await.map_err(|_| StoreError::Stopped)?
+            }
+        }
     }
 }
 

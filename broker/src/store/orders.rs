@@ -111,6 +111,24 @@ impl Store {
         Ok(verdict)
     }
 
+    /// Takes over an order that the account has accepted and this database has lost: it was put
+    /// back from a backup. False if it is not newer than what is stored.
+    pub async fn take_over(
+        &self,
+        order: Order,
+        envelope: Envelope,
+        now_unix_secs: u64,
+    ) -> Result<bool, StoreError> {
+        let (data_plane, group) = (order.data_plane.clone(), order.group.clone());
+        let taken = self
+            .run(move |connection| take_over(connection, &order, &envelope, now_unix_secs))
+            .await?;
+        if taken {
+            self.announce(data_plane, group, Changed::Order);
+        }
+        Ok(taken)
+    }
+
     /// The newest generation and digest of every group, tombstones included.
     pub async fn desired_set(&self, data_plane: DataPlane) -> Result<DesiredSet, StoreError> {
         self.run(move |connection| desired_set(connection, &data_plane)).await
@@ -169,22 +187,50 @@ fn put(
     };
     let verdict = judge(known, order, envelope);
     if verdict == PutVerdict::Stored {
-        transaction.execute(
-            "INSERT INTO orders (account, region, name, generation, digest, envelope, put_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            params![
-                account.as_str(),
-                region.as_str(),
-                order.group.as_str(),
-                integer(order.generation.0),
-                envelope.digest().as_bytes(),
-                envelope.to_json(),
-                integer(now_unix_secs),
-            ],
-        )?;
+        insert(&transaction, order, envelope, now_unix_secs)?;
         transaction.commit()?;
     }
     Ok(verdict)
+}
+
+/// Generations may be missing in between: the account has long passed them.
+fn take_over(
+    connection: &mut Connection,
+    order: &Order,
+    envelope: &Envelope,
+    now_unix_secs: u64,
+) -> Result<bool, StoreError> {
+    let transaction = connection.transaction()?;
+    let newest = newest(&transaction, &order.data_plane, &order.group)?;
+    let newer = newest.is_none_or(|(generation, _)| generation < order.generation);
+    if newer {
+        insert(&transaction, order, envelope, now_unix_secs)?;
+        transaction.commit()?;
+    }
+    Ok(newer)
+}
+
+fn insert(
+    transaction: &Connection,
+    order: &Order,
+    envelope: &Envelope,
+    now_unix_secs: u64,
+) -> Result<(), StoreError> {
+    let DataPlane { account, region } = &order.data_plane;
+    transaction.execute(
+        "INSERT INTO orders (account, region, name, generation, digest, envelope, put_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            account.as_str(),
+            region.as_str(),
+            order.group.as_str(),
+            integer(order.generation.0),
+            envelope.digest().as_bytes(),
+            envelope.to_json(),
+            integer(now_unix_secs),
+        ],
+    )?;
+    Ok(())
 }
 
 fn newest(

@@ -256,7 +256,7 @@ impl Enrolled {
     pub fn hello(&self, account: &str) -> ToBroker {
         ToBroker::Hello(Hello {
             versions: vec![v1::VERSION],
-            features: vec![],
+            features: vec![v1::FEATURE_HAND_BACK.to_owned()],
             agent: self.id.clone(),
             data_plane: data_plane(account),
             release: "test".into(),

@@ -54,6 +54,46 @@ fn goodbye(message: Option<ToAgent>) -> String {
     }
 }
 
+/// Put back from a backup, the database lacks what the account has long accepted.
+#[tokio::test]
+async fn a_database_that_is_behind_takes_over_what_the_account_has_accepted() {
+    let broker = Running::start().await;
+    let agent = broker.agent().await;
+    let first = order("delay", 1, None).into_envelope();
+    let second = order("delay", 2, Some(&first)).into_envelope();
+    let elsewhere = order("other", 7, Some(&second)).into_envelope();
+    put(&broker, order("delay", 1, None)).await;
+
+    let mut stream = agent.connect(&broker).await;
+    for (name, generation, envelope) in
+        [("delay", 2, &second), ("delay", 3, &second), ("other", 7, &elsewhere)]
+    {
+        let (group, generation, digest) = (group(name), Generation(generation), envelope.digest());
+        stream.send(&ToBroker::Accepted { group: group.clone(), generation, digest }).await;
+        let asked = stream.next().await;
+        assert_eq!(asked, Some(ToAgent::HandBack(SetEntry { group, generation, digest })));
+    }
+    // The first is what it was said to be. The same under a higher number is not, and changes nothing.
+    for envelope in [&second, &second, &elsewhere] {
+        stream.send(&ToBroker::Order { envelope: envelope.clone() }).await;
+    }
+    loop {
+        let Some(ToAgent::DesiredSet { entries }) = stream.next().await else {
+            panic!("expected a set");
+        };
+        let heads: Vec<_> = entries.iter().map(|e| (e.group.as_str(), e.generation.0)).collect();
+        if heads.len() == 2 {
+            assert_eq!(heads, [("delay", 2), ("other", 7)]);
+            break;
+        }
+    }
+    assert_eq!(get(&broker, "delay").await.envelope, second.to_json());
+
+    // And the next order follows it.
+    put(&broker, order("delay", 3, Some(&second))).await;
+    assert_eq!(get(&broker, "delay").await.generation, 3);
+}
+
 #[tokio::test]
 async fn an_order_goes_down_its_answers_come_up_and_a_restart_keeps_both() {
     let broker = Running::start().await;

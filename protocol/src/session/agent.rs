@@ -36,6 +36,8 @@ pub enum AgentOutput {
         entry: SetEntry,
         envelope: Envelope,
     },
+    /// Read this accepted envelope from the ledger, then call [`AgentSession::handle_kept`].
+    HandBack(SetEntry),
     /// The broker has greeted us.
     Live,
     Close {
@@ -66,6 +68,10 @@ pub struct AgentSession {
     in_flight: BTreeMap<SetEntry, Instant>,
     judging: BTreeSet<SetEntry>,
     envelopes: VecDeque<(SetEntry, Envelope)>,
+    /// Asked back by the broker; only what we have accepted, so bounded by the ledger.
+    asked_back: BTreeSet<SetEntry>,
+    /// The one that goes out next: one envelope in memory at a time.
+    kept: Option<Envelope>,
     unsent: Unsent,
     send_set_due: bool,
     heartbeat_due: bool,
@@ -99,6 +105,8 @@ impl AgentSession {
             in_flight: BTreeMap::new(),
             judging: BTreeSet::new(),
             envelopes: VecDeque::new(),
+            asked_back: BTreeSet::new(),
+            kept: None,
             unsent: Unsent::new(),
             send_set_due: false,
             heartbeat_due: false,
@@ -121,6 +129,12 @@ impl AgentSession {
             (ToAgent::DesiredSet { entries }, false) => self.handle_set(entries),
             (ToAgent::Order { envelope }, false) => self.handle_order(envelope),
             (ToAgent::SendReports, false) => self.resend_reports(),
+            (ToAgent::HandBack(entry), false) => {
+                // Only what stands in the ledger; the broker has seen no other digest from us.
+                if self.accepted.get(&entry.group) == Some(&(entry.generation, entry.digest)) {
+                    self.asked_back.insert(entry);
+                }
+            }
         }
     }
 
@@ -215,6 +229,11 @@ impl AgentSession {
         self.in_flight.remove(&entry);
         self.judging.insert(entry.clone());
         self.envelopes.push_back((entry, envelope));
+    }
+
+    /// What the ledger holds of an order that was asked back; `None` if it cannot be read.
+    pub fn handle_kept(&mut self, envelope: Option<Envelope>) {
+        self.kept = envelope;
     }
 
     pub fn handle_verdict(&mut self, entry: SetEntry, verdict: Verdict) {
@@ -359,6 +378,12 @@ impl AgentSession {
         }
         if let Some((_, report)) = self.pop_unsent() {
             return Some(AgentOutput::Send(report.into_message()));
+        }
+        if let Some(envelope) = self.kept.take() {
+            return Some(AgentOutput::Send(ToBroker::Order { envelope }));
+        }
+        if let Some(entry) = self.asked_back.pop_first() {
+            return Some(AgentOutput::HandBack(entry));
         }
         // Behind the reports: its hash covers them, and must not arrive before them.
         if std::mem::take(&mut self.heartbeat_due) {

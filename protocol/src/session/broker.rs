@@ -34,6 +34,12 @@ pub enum BrokerOutput {
     Load(SetEntry),
     /// Write this answer down.
     Record(Report),
+    /// The agent has accepted this and the store does not have it: take it over, and call
+    /// [`BrokerSession::handle_set`] if that changed the set.
+    TakeOver {
+        entry: SetEntry,
+        envelope: Envelope,
+    },
     /// The agent's answers are exactly these: forget what the store holds besides.
     Settle(Reports),
     /// The agent has said hello and belongs here.
@@ -66,6 +72,12 @@ pub struct BrokerSession {
     wanted: BTreeSet<SetEntry>,
     loading: BTreeSet<SetEntry>,
     envelopes: VecDeque<Envelope>,
+    hands_back: bool,
+    /// Accepted by the agent and newer than the set, not asked back yet; bounded as `recorded` is.
+    lacking: BTreeSet<SetEntry>,
+    /// Asked back, and not come yet.
+    asked_back: BTreeSet<SetEntry>,
+    taken_over: VecDeque<(SetEntry, Envelope)>,
     /// Not written down yet; the newest of each group and kind.
     records: Unsent,
     last_heard: Instant,
@@ -88,7 +100,7 @@ impl BrokerSession {
         config: BrokerConfig,
         now: Instant,
     ) -> BrokerSession {
-        BrokerSession {
+        let mut session = BrokerSession {
             config,
             agent,
             data_plane,
@@ -105,9 +117,25 @@ impl BrokerSession {
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
             envelopes: VecDeque::new(),
+            hands_back: false,
+            lacking: BTreeSet::new(),
+            asked_back: BTreeSet::new(),
+            taken_over: VecDeque::new(),
             records: Unsent::new(),
             last_heard: now,
+        };
+        let accepted: Vec<SetEntry> = session
+            .recorded
+            .iter()
+            .filter_map(|(group, answers)| {
+                let (generation, digest) = answers.accepted?;
+                Some(SetEntry { group: group.clone(), generation, digest })
+            })
+            .collect();
+        for entry in accepted {
+            session.compare_accepted(entry);
         }
+        session
     }
 
     pub fn handle_message(&mut self, message: ToBroker, now: Instant) {
@@ -120,12 +148,18 @@ impl BrokerSession {
                 let agreed = offered == reports_hash(&self.recorded);
                 self.send_reports_due |= !agreed;
                 self.settle_due |= agreed && self.stored != self.recorded;
+                // What has not come since the last heartbeat is asked for again.
+                self.lacking.append(&mut self.asked_back);
                 self.heartbeat_due = true;
             }
             (ToBroker::SendSet, false) => self.set_due = true,
             (ToBroker::Fetch(entry), false) => self.handle_fetch(entry),
             (ToBroker::Accepted { group, generation, digest }, false) => {
-                self.record(Report { group, answer: Answer::Accepted { generation, digest } });
+                self.record(Report {
+                    group: group.clone(),
+                    answer: Answer::Accepted { generation, digest },
+                });
+                self.compare_accepted(SetEntry { group, generation, digest });
             }
             (ToBroker::Refused { group, generation, digest, reason }, false) => {
                 self.record(Report {
@@ -139,6 +173,7 @@ impl BrokerSession {
             (ToBroker::Status { group, status }, false) => {
                 self.record(Report { group, answer: Answer::Status(status) });
             }
+            (ToBroker::Order { envelope }, false) => self.handle_handed_back(envelope),
         }
     }
 
@@ -163,6 +198,7 @@ impl BrokerSession {
                 self.link = Link::Live;
                 self.welcome_due = true;
                 self.release = Some(hello.release.clone());
+                self.hands_back = hello.features.iter().any(|f| f == v1::FEATURE_HAND_BACK);
             }
         }
     }
@@ -175,6 +211,34 @@ impl BrokerSession {
             }
         } else {
             self.set_due = true;
+        }
+    }
+
+    /// An older database than the account's ledger: what the agent has accepted is asked back, so
+    /// that the next order can follow it.
+    fn compare_accepted(&mut self, entry: SetEntry) {
+        let newest = self.set.get(&entry.group).map(|(generation, _)| *generation);
+        if newest < Some(entry.generation) && !self.asked_back.contains(&entry) {
+            self.lacking.insert(entry);
+        }
+    }
+
+    /// One that the set has not reached meanwhile.
+    fn pop_lacking(&mut self) -> Option<SetEntry> {
+        while let Some(entry) = self.lacking.pop_first() {
+            let newest = self.set.get(&entry.group).map(|(generation, _)| *generation);
+            if newest < Some(entry.generation) {
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    fn handle_handed_back(&mut self, envelope: Envelope) {
+        let digest = envelope.digest();
+        if let Some(entry) = self.asked_back.iter().find(|e| e.digest == digest).cloned() {
+            self.asked_back.remove(&entry);
+            self.taken_over.push_back((entry, envelope));
         }
     }
 
@@ -229,6 +293,9 @@ impl BrokerSession {
         if let Some((_, report)) = self.records.pop_first() {
             return Some(BrokerOutput::Record(report));
         }
+        if let Some((entry, envelope)) = self.taken_over.pop_front() {
+            return Some(BrokerOutput::TakeOver { entry, envelope });
+        }
         if std::mem::take(&mut self.settle_due) {
             self.stored.clone_from(&self.recorded);
             return Some(BrokerOutput::Settle(self.recorded.clone()));
@@ -281,6 +348,13 @@ impl BrokerSession {
         }
         if let Some(envelope) = self.envelopes.pop_front() {
             return Some(BrokerOutput::Send(ToAgent::Order { envelope }));
+        }
+        if self.hands_back
+            && self.asked_back.len() < ENVELOPES_IN_FLIGHT_MAX
+            && let Some(entry) = self.pop_lacking()
+        {
+            self.asked_back.insert(entry.clone());
+            return Some(BrokerOutput::Send(ToAgent::HandBack(entry)));
         }
         if self.loading.len() < ENVELOPES_IN_FLIGHT_MAX
             && let Some(entry) = self.wanted.pop_first()

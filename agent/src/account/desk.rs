@@ -1,0 +1,148 @@
+//! Where orders are dealt with: judged, written down, answered. No sockets: the control link drives
+//! it over QUIC, the simulation over its own wire.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use outstation_protocol::Envelope;
+use outstation_protocol::ids::AgentId;
+use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, Verdict};
+use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
+
+use super::judge::judge;
+use super::shared::{Shared, lock};
+use crate::trust::files;
+
+pub struct Desk {
+    shared: Arc<Shared>,
+    /// What this agent stands by; outlives sessions.
+    reports: Reports,
+}
+
+impl Desk {
+    pub fn new(shared: Arc<Shared>) -> Desk {
+        let reports = refusals_kept(&shared.config.state);
+        Desk { shared, reports }
+    }
+
+    /// A new session, which starts from what is in the ledger and what was refused.
+    pub fn open_session(&mut self, agent: AgentId) -> AgentSession {
+        let accepted = lock(&self.shared.ledger)
+            .accepted()
+            .iter()
+            .map(|(group, accepted)| (group.clone(), (accepted.order.generation, accepted.digest)))
+            .collect::<std::collections::BTreeMap<_, _>>();
+        for (group, head) in &accepted {
+            self.reports.entry(group.clone()).or_default().accepted = Some(*head);
+        }
+        let hello = Hello {
+            versions: vec![v1::VERSION],
+            features: vec![v1::FEATURE_HAND_BACK.to_owned()],
+            agent,
+            data_plane: self.shared.identity.data_plane.clone(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let config = AgentConfig::default();
+        AgentSession::new(hello, accepted, self.reports.clone(), config, self.shared.clock.now())
+    }
+
+    /// *Accepted* is said only of what is on disk.
+    pub fn judge(&self, entry: &SetEntry, envelope: &Envelope) -> Verdict {
+        let guardrails = self.shared.refresh_guardrails();
+        let mut ledger = lock(&self.shared.ledger);
+        let (group, generation) = (&entry.group, entry.generation);
+        let judged = judge(
+            entry,
+            envelope,
+            &self.shared.identity,
+            ledger.accepted(),
+            &guardrails,
+            self.shared.clock.unix_secs(),
+        );
+        let refused = match judged {
+            Ok(order) => match ledger.accept(order, envelope) {
+                Ok(()) => None,
+                Err(error) => Some(Refusal {
+                    rule: RefusalRule::AccountStore,
+                    message: format!("{:#}", anyhow!(error)),
+                    hint: "look at state/ of the account store; the agent tries again".to_owned(),
+                }),
+            },
+            Err(refusal) => Some(refusal),
+        };
+        drop(ledger);
+        match refused {
+            None => {
+                tracing::info!(%group, %generation, digest = %entry.digest, "accepted");
+                self.shared.changed.send_modify(|count| *count += 1);
+                self.shared.look.notify_one();
+                Verdict::Accepted
+            }
+            Some(refusal) => {
+                tracing::warn!(%group, %generation, rule = ?refusal.rule, reason = %refusal.message,
+                    "refused");
+                Verdict::Refused(refusal)
+            }
+        }
+    }
+
+    /// The order that a broker with an older database has lost, as the ledger holds it.
+    pub fn hand_back(&self, entry: &SetEntry) -> Option<Envelope> {
+        let kept = lock(&self.shared.ledger).envelope(&entry.group);
+        let kept = kept.inspect_err(|error| {
+            tracing::warn!(group = %entry.group, error = format!("{:#}", anyhow!("{error}")),
+                "an order that the broker has lost cannot be read");
+        });
+        kept.ok().flatten().filter(|envelope| envelope.digest() == entry.digest)
+    }
+
+    /// Takes over what the session stands by now. A refusal is final for its generation, also after
+    /// a restart.
+    pub fn keep(&mut self, session: &AgentSession) {
+        if self.reports == *session.reports() {
+            return;
+        }
+        let before = refusals(&self.reports);
+        self.reports = session.reports().clone();
+        let refused = refusals(&self.reports);
+        if refused == before {
+            return;
+        }
+        let path = refusals_file(&self.shared.config.state);
+        let json = serde_json::to_vec(&refused).expect("maps of plain values always serialize");
+        if let Err(error) = files::replace(&path, &json, 0o600) {
+            tracing::warn!(%error, path = %path.display(), "the refusals were not written down");
+        }
+    }
+}
+
+/// What the account store could not take; it is asked for again.
+pub fn failed_at_the_store(verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Refused(refusal) => refusal.rule == RefusalRule::AccountStore,
+        Verdict::Accepted => false,
+    }
+}
+
+fn refusals(reports: &Reports) -> Reports {
+    reports
+        .iter()
+        .filter(|(_, answers)| answers.refused.is_some())
+        .map(|(group, answers)| {
+            let refused = answers.refused.clone();
+            (group.clone(), Answers { refused, ..Answers::default() })
+        })
+        .collect()
+}
+
+fn refusals_file(state: &Path) -> PathBuf {
+    state.join("refused.json")
+}
+
+fn refusals_kept(state: &Path) -> Reports {
+    std::fs::read(refusals_file(state))
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or_default()
+}
