@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region as AwsRegion, SdkConfig};
 use aws_sdk_autoscaling::Client;
-use aws_sdk_autoscaling::config::retry::RetryPartition;
+use aws_sdk_autoscaling::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
@@ -37,6 +37,9 @@ const PAGES_MAX: usize = 64;
 #[derive(Clone)]
 pub struct Aws {
     autoscaling: Client,
+    /// Sends each call once: between two attempts an order may have been replaced, so a mutation is
+    /// planned anew rather than repeated.
+    mutations: Client,
     sts: aws_sdk_sts::Client,
 }
 
@@ -98,18 +101,21 @@ impl CallError {
 
 impl Aws {
     pub async fn connect(config: &Config) -> Aws {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(ATTEMPT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(OPERATION_TIMEOUT)
-            .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(AwsRegion::new(config.region.to_string()))
-            .timeout_config(timeouts);
+            .timeout_config(Aws::timeouts());
         if let Some(endpoint) = &config.aws.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
         Aws::with(&loader.load().await)
+    }
+
+    pub fn timeouts() -> TimeoutConfig {
+        TimeoutConfig::builder()
+            .connect_timeout(ATTEMPT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(OPERATION_TIMEOUT)
+            .build()
     }
 
     /// Over any configuration of the SDK: a simulation brings its own HTTP client, clock and sleep.
@@ -117,13 +123,14 @@ impl Aws {
         // Retries are paid from a budget of this agent's own: the SDK's default is one for the whole
         // process.
         let autoscaling = aws_sdk_autoscaling::config::Builder::from(config)
-            .retry_partition(RetryPartition::custom("autoscaling").build())
-            .build();
+            .retry_partition(RetryPartition::custom("autoscaling").build());
+        let mutations = autoscaling.clone().retry_config(RetryConfig::disabled());
         let sts = aws_sdk_sts::config::Builder::from(config)
             .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build())
             .build();
         Aws {
-            autoscaling: Client::from_conf(autoscaling),
+            autoscaling: Client::from_conf(autoscaling.build()),
+            mutations: Client::from_conf(mutations.build()),
             sts: aws_sdk_sts::Client::from_conf(sts),
         }
     }
@@ -209,7 +216,7 @@ impl Aws {
             Action::Resize { asg_name, nodes } => self.resize(asg_name, *nodes).await,
             Action::DrainToZero { asg_name } => self.resize(asg_name, 0).await,
             Action::UseTemplate { asg_name, launch_template } => self
-                .autoscaling
+                .mutations
                 .update_auto_scaling_group()
                 .auto_scaling_group_name(asg_name)
                 .launch_template(template(launch_template))
@@ -218,7 +225,7 @@ impl Aws {
                 .map(drop)
                 .map_err(|e| CallError::of("UpdateAutoScalingGroup", e)),
             Action::Tag { asg_name, tags } => self
-                .autoscaling
+                .mutations
                 .create_or_update_tags()
                 .set_tags(Some(tags_of(asg_name, tags)))
                 .send()
@@ -226,7 +233,7 @@ impl Aws {
                 .map(drop)
                 .map_err(|e| CallError::of("CreateOrUpdateTags", e)),
             Action::Delete { asg_name } => self
-                .autoscaling
+                .mutations
                 .delete_auto_scaling_group()
                 .auto_scaling_group_name(asg_name)
                 .send()
@@ -244,7 +251,7 @@ impl Aws {
             .default_result("CONTINUE")
             .build();
         let mut request = self
-            .autoscaling
+            .mutations
             .create_auto_scaling_group()
             .auto_scaling_group_name(&shape.asg_name)
             .launch_template(template(&shape.launch_template))
@@ -263,7 +270,7 @@ impl Aws {
     }
 
     async fn resize(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
-        self.autoscaling
+        self.mutations
             .update_auto_scaling_group()
             .auto_scaling_group_name(asg_name)
             .min_size(size(nodes))

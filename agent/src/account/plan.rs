@@ -41,6 +41,40 @@ pub struct ObservedInstance {
     pub healthy: bool,
 }
 
+impl ObservedGroup {
+    /// Nodes that it has or is getting.
+    fn size(&self) -> u64 {
+        u64::from(self.desired).max(self.instances.len() as u64)
+    }
+
+    pub fn created(shape: &Shape) -> ObservedGroup {
+        ObservedGroup {
+            min: shape.nodes,
+            max: shape.nodes,
+            desired: shape.nodes,
+            launch_template: Some(shape.launch_template.clone()),
+            tags: shape.tags.clone(),
+            instances: BTreeMap::new(),
+            deleting: false,
+        }
+    }
+
+    /// As it is once `action` is done: what is planned next must not wait for the next look.
+    pub fn done(&mut self, action: &Action) {
+        match action {
+            Action::Create(_) | Action::Delete { .. } => {}
+            Action::Resize { .. } | Action::DrainToZero { .. } => {
+                let nodes = action.nodes().unwrap_or(0);
+                (self.min, self.max, self.desired) = (nodes, nodes, nodes);
+            }
+            Action::UseTemplate { launch_template, .. } => {
+                self.launch_template = Some(launch_template.clone());
+            }
+            Action::Tag { tags, .. } => self.tags.extend(tags.clone()),
+        }
+    }
+}
+
 impl ObservedInstance {
     pub fn is_leaving(&self) -> bool {
         self.lifecycle.starts_with("Terminat")
@@ -84,6 +118,18 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The number of nodes that it asks for.
+    pub fn nodes(&self) -> Option<u32> {
+        match self {
+            Action::Create(shape) => Some(shape.nodes),
+            Action::Resize { nodes, .. } => Some(*nodes),
+            Action::DrainToZero { .. } | Action::Delete { .. } => Some(0),
+            Action::UseTemplate { .. } | Action::Tag { .. } => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupPlan {
     pub actions: Vec<Action>,
@@ -102,27 +148,43 @@ pub fn plan(
     tenant: &TenantId,
     link_live: bool,
 ) -> Plan {
-    ledger
-        .iter()
-        .map(|(group, accepted)| {
-            let plan = match guardrails {
-                Ok(guardrails) => {
-                    let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
-                    restrain(plan, accepted, observed.get(group), guardrails, link_live)
-                }
-                Err(NoGuardrails(why)) => GroupPlan {
-                    held: vec![held(
-                        accepted,
-                        "guardrails",
-                        why,
-                        "write guardrails/guardrails.toml in the account store",
-                    )],
-                    ..GroupPlan::default()
-                },
-            };
-            (group.clone(), plan)
-        })
-        .collect()
+    let mut sizes: BTreeMap<&GroupName, u64> =
+        observed.iter().map(|(group, observed)| (group, observed.size())).collect();
+    let mut plans = Plan::new();
+    for (group, accepted) in ledger {
+        let plan = match guardrails {
+            Ok(guardrails) => {
+                let others = sizes.iter().filter(|(name, _)| **name != group);
+                let around = Around { link_live, others: others.map(|(_, size)| size).sum() };
+                let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
+                restrain(plan, accepted, observed.get(group), guardrails, around)
+            }
+            Err(NoGuardrails(why)) => GroupPlan {
+                held: vec![held(
+                    accepted,
+                    "guardrails",
+                    why,
+                    "write guardrails/guardrails.toml in the account store",
+                )],
+                ..GroupPlan::default()
+            },
+        };
+        // What grows first leaves less for the next.
+        for nodes in plan.actions.iter().filter_map(Action::nodes) {
+            let size = sizes.entry(group).or_default();
+            *size = (*size).max(u64::from(nodes));
+        }
+        plans.insert(group.clone(), plan);
+    }
+    plans
+}
+
+/// What bears on a group from outside it.
+#[derive(Debug, Clone, Copy)]
+struct Around {
+    link_live: bool,
+    /// Nodes of the other groups.
+    others: u64,
 }
 
 fn plan_group(
@@ -248,7 +310,7 @@ fn restrain(
     accepted: &Accepted,
     observed: Option<&ObservedGroup>,
     guardrails: &Guardrails,
-    link_live: bool,
+    around: Around,
 ) -> GroupPlan {
     if plan.actions.is_empty() {
         return plan;
@@ -274,12 +336,12 @@ fn restrain(
         if !plan.held.is_empty() {
             return false;
         }
-        let (nodes, destroys) = match action {
-            Action::Create(shape) => (shape.nodes, false),
-            Action::Resize { nodes, .. } => (*nodes, false),
-            Action::DrainToZero { .. } | Action::Delete { .. } => (0, true),
+        let destroys = match action {
+            Action::DrainToZero { .. } | Action::Delete { .. } => true,
+            Action::Create(_) | Action::Resize { .. } => false,
             Action::UseTemplate { .. } | Action::Tag { .. } => return true,
         };
+        let nodes = action.nodes().unwrap_or(0);
         if nodes > guardrails.nodes_per_group_max && nodes > present {
             plan.held.push(held(
                 accepted,
@@ -292,6 +354,21 @@ fn restrain(
             ));
             return false;
         }
+        let total = around.others + u64::from(nodes);
+        if total > u64::from(guardrails.nodes_total_max) && nodes > present {
+            plan.held.push(held(
+                accepted,
+                "nodes_total_max",
+                &format!(
+                    "{nodes} nodes, with {} of the other groups, are more than nodes_total_max {} \
+                     of the account's guardrails",
+                    around.others, guardrails.nodes_total_max
+                ),
+                "it goes on by itself when the others have shrunk; whoever may write guardrails/ in \
+                 the account store can raise it",
+            ));
+            return false;
+        }
         if destroys && guardrails.destroy == DestroyPolicy::Never {
             plan.held.push(held(
                 accepted,
@@ -301,7 +378,7 @@ fn restrain(
             ));
             return false;
         }
-        if (destroys || nodes < present) && !link_live {
+        if (destroys || nodes < present) && !around.link_live {
             plan.held.push(held(
                 accepted,
                 "offline",

@@ -223,3 +223,63 @@ fn without_guardrails_nothing_moves() {
     assert!(plan.actions.is_empty());
     assert_eq!(plan.held[0].message, "cannot read it");
 }
+
+/// `nodes_total_max` is 60 in the sample.
+#[test]
+fn a_group_grows_only_into_what_the_others_leave() {
+    let orders = |a: u32, b: u32| {
+        let parent = Some(outstation_protocol::Digest::of(b"parent"));
+        let of = |name, nodes| order(name, 2, parent, Intent::Apply(spec(nodes)));
+        ledger_of(&[of("a", a), of("b", b)])
+    };
+    let check = |(wanted_a, wanted_b), (has_a, has_b), wanted: [&str; 2]| {
+        let mut observed = Observed::new();
+        for (name, nodes) in [("a", has_a), ("b", has_b)] {
+            observed.extend((nodes > 0).then(|| (group(name), as_ordered(nodes, 1))));
+        }
+        let ledger = orders(wanted_a, wanted_b);
+        let plans = plan(&ledger, &observed, &Ok(guardrails::sample()), &identity().tenant, true);
+        let words = ["a", "b"].map(|name| {
+            let plan = &plans[&group(name)];
+            match plan.actions.iter().find_map(Action::nodes) {
+                Some(nodes) => nodes.to_string(),
+                None => plan.held.first().map_or(String::new(), |held| held.rule.clone()),
+            }
+        });
+        assert_eq!(words, wanted, "{wanted_a} and {wanted_b} wanted of {has_a} and {has_b}");
+    };
+    check((30, 30), (0, 0), ["30", "30"]);
+    check((35, 30), (0, 0), ["35", "nodes_total_max"]);
+    check((40, 20), (20, 40), ["nodes_total_max", "20"]);
+    check((40, 20), (20, 20), ["40", ""]);
+    // What still drains is still there.
+    let mut draining = as_ordered(30, 1);
+    (draining.min, draining.max, draining.desired) = (10, 10, 10);
+    assert_eq!(draining.size(), 30);
+}
+
+#[test]
+fn what_was_done_is_planned_no_second_time() {
+    let accepted =
+        order("a", 2, Some(outstation_protocol::Digest::of(b"p")), Intent::Apply(spec(5)));
+    let ledger = ledger_of(&[accepted]);
+    let mut observed = Observed::from([(group("a"), as_ordered(3, 1))]);
+    let rails = Ok(guardrails::sample());
+    let next = |observed: &Observed| {
+        let plans = plan(&ledger, observed, &rails, &identity().tenant, true);
+        plans[&group("a")].actions.clone()
+    };
+    let first = next(&observed);
+    assert_eq!(first.len(), 2);
+    let here = observed.get_mut(&group("a")).expect("inserted above");
+    here.done(&first[0]);
+    assert_eq!(next(&observed), first[1..]);
+    let here = observed.get_mut(&group("a")).expect("inserted above");
+    here.done(&first[1]);
+    assert_eq!(next(&observed), []);
+    // And a group that was just created is as it was asked for.
+    let created = next(&Observed::new());
+    let [Action::Create(shape)] = &created[..] else { panic!("{created:?}") };
+    let observed = Observed::from([(group("a"), ObservedGroup::created(shape))]);
+    assert_eq!(next(&observed), []);
+}

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
 use super::ledger::Accepted;
-use super::plan::{Action, GroupPlan, Observed, plan};
+use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
 
@@ -85,7 +85,7 @@ impl Reconciler {
     /// True when every group is as ordered.
     async fn look(&mut self) -> Result<bool, CallError> {
         let guardrails = self.shared.refresh_guardrails();
-        let observed = match &guardrails {
+        let mut observed = match &guardrails {
             Ok(guardrails) => {
                 let observed = self.aws.observe(&self.shared.identity.tenant, guardrails).await?;
                 lock(&self.shared.observed).clone_from(&observed);
@@ -97,19 +97,32 @@ impl Reconciler {
         };
 
         let accepted = lock(&self.shared.ledger).accepted().clone();
-        let live = *self.shared.link_live.borrow();
-        let tenant = &self.shared.identity.tenant;
-        let plans = plan(&accepted, &observed, &guardrails, tenant, live);
+        let plans = self.plan(&accepted, &observed);
         for (group, plan) in &plans {
-            self.act(group, &accepted[group], plan).await;
+            self.act(group, &accepted, plan, &mut observed).await;
         }
-        Ok(self.tell(&accepted, &plans, &observed))
+        let seen = lock(&self.shared.observed).clone();
+        Ok(self.tell(&accepted, &plans, &seen))
     }
 
-    async fn act(&mut self, group: &GroupName, accepted: &Accepted, plan: &GroupPlan) {
+    /// By the rules and the link as they are at this moment.
+    fn plan(&self, accepted: &BTreeMap<GroupName, Accepted>, observed: &Observed) -> Plan {
+        let guardrails = self.shared.refresh_guardrails();
+        let live = *self.shared.link_live.borrow();
+        plan(accepted, observed, &guardrails, &self.shared.identity.tenant, live)
+    }
+
+    async fn act(
+        &mut self,
+        group: &GroupName,
+        ledger: &BTreeMap<GroupName, Accepted>,
+        plan: &GroupPlan,
+        observed: &mut Observed,
+    ) {
         let now = self.shared.clock.now();
-        let memory = self.memories.entry(group.clone()).or_default();
+        let accepted = &ledger[group];
         if plan.actions.is_empty() {
+            let memory = self.memories.entry(group.clone()).or_default();
             memory.note_drift(&plan.drift, false, self.shared.clock.unix_secs());
             memory.failure = None;
             self.backoffs.remove(group);
@@ -119,7 +132,15 @@ impl Reconciler {
             return;
         }
         for action in &plan.actions {
-            if let Err(failure) = perform(&self.shared, &self.aws, group, accepted, action).await {
+            // The calls before took their time: a pause, a lost link or another group may be in the
+            // way by now. Then the next look says so.
+            if !self.plan(ledger, observed)[group].actions.contains(action) {
+                self.shared.look.notify_one();
+                return;
+            }
+            let done = perform(&self.shared, &self.aws, group, accepted, action).await;
+            let memory = self.memories.entry(group.clone()).or_default();
+            if let Err(failure) = done {
                 let attempts = self.backoffs.get(group).map_or(0, |b| b.attempts) + 1;
                 tracing::warn!(%group, generation = %accepted.order.generation, attempts,
                     error = %failure.message, "an action failed; it is tried again");
@@ -128,7 +149,22 @@ impl Reconciler {
                 self.backoffs.insert(group.clone(), Backoff { attempts, until });
                 return;
             }
+            match action {
+                Action::Create(shape) => {
+                    observed.insert(group.clone(), ObservedGroup::created(shape));
+                }
+                Action::Resize { .. }
+                | Action::UseTemplate { .. }
+                | Action::Tag { .. }
+                | Action::DrainToZero { .. }
+                | Action::Delete { .. } => {
+                    if let Some(group) = observed.get_mut(group) {
+                        group.done(action);
+                    }
+                }
+            }
         }
+        let memory = self.memories.entry(group.clone()).or_default();
         memory.note_drift(&plan.drift, true, self.shared.clock.unix_secs());
         memory.failure = None;
         self.backoffs.remove(group);
