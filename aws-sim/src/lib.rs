@@ -45,7 +45,8 @@
 //!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies, suspended processes, load
 //!   balancers, notifications, standby, maximum lifetime, deletion protection.
 //! - IAM policies: every known principal may do everything. Presigned URLs. Other hashes than SHA-256.
-//! - Throttling, injected faults, stale reads: answers are immediate and consistent. `ResourceContention` has no cause here.
+//! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them
+//!   ([`wire::faults`]); `aws-sim serve` answers at once and consistently.
 //! - EC2's status checks: a dead machine is noticed at once. By default hooks do not hold it, as nobody could complete
 //!   them; `hooks_hold_dead_instances` makes them. Which of the two AWS does could not be verified.
 //! - Network, disks and users: instances share this machine's, apart from `/proc`.

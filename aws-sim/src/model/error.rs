@@ -17,6 +17,8 @@ pub enum Code {
     ResourceContention,
     ResourceInUse,
     ScalingActivityInProgress,
+    Throttling,
+    ServiceUnavailable,
     InvalidNextToken,
     InvalidAction,
     MissingAuthenticationToken,
@@ -37,6 +39,8 @@ impl Code {
             Code::ResourceContention => "ResourceContention",
             Code::ResourceInUse => "ResourceInUse",
             Code::ScalingActivityInProgress => "ScalingActivityInProgress",
+            Code::Throttling => "Throttling",
+            Code::ServiceUnavailable => "ServiceUnavailable",
             Code::InvalidNextToken => "InvalidNextToken",
             Code::InvalidAction => "InvalidAction",
             Code::MissingAuthenticationToken => "MissingAuthenticationToken",
@@ -55,6 +59,7 @@ impl Code {
             | Code::LimitExceeded
             | Code::ResourceInUse
             | Code::ScalingActivityInProgress
+            | Code::Throttling
             | Code::InvalidNextToken
             | Code::InvalidAction
             | Code::IncompleteSignature
@@ -64,6 +69,7 @@ impl Code {
             | Code::SignatureDoesNotMatch
             | Code::ExpiredToken => 403,
             Code::ResourceContention => 500,
+            Code::ServiceUnavailable => 503,
         }
     }
 }

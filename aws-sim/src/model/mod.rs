@@ -85,15 +85,15 @@ pub struct InstanceFacts {
     pub target_lifecycle_state: String,
 }
 
-/// The simulated account in one region.
-#[derive(Debug)]
+/// The simulated account in one region. A clone is how it looks at this moment.
+#[derive(Debug, Clone)]
 pub struct Model {
     world: World,
     groups: BTreeMap<GroupName, Group>,
 }
 
 /// Everything beside the groups, so that a group can be changed while this is at hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct World {
     config: ModelConfig,
     ids: Ids,
@@ -131,6 +131,10 @@ impl Model {
 
     pub fn request_id(&mut self) -> String {
         self.world.ids.uuid()
+    }
+
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
     }
 
     /// Every instance that exists, in the order of groups and ids.

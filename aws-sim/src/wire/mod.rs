@@ -6,6 +6,7 @@ use http::{Method, Request, Response};
 use time::OffsetDateTime;
 
 mod autoscaling;
+pub mod faults;
 mod parse;
 pub mod query;
 mod render;
