@@ -40,23 +40,26 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), BrokerError> {
+    // Before it says that it listens: whoever reads that may send a signal at once.
+    let shutdown = shutdown();
     let broker = Broker::build(Config::load(&args.config)?).await?;
     if let Ok((link, admin)) = broker.addresses() {
         info!(%link, %admin, "listening");
     }
-    broker.run(shutdown()).await
+    broker.run(shutdown).await
 }
 
-/// SIGTERM or SIGINT.
-async fn shutdown() {
-    let (Ok(mut term), Ok(mut int)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the signals end the process by themselves.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// SIGTERM or SIGINT, from this call on.
+fn shutdown() -> impl Future<Output = ()> {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut term), Ok(mut int)) = signals else {
+            // Without handlers the signals end the process by themselves.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }
