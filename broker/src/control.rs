@@ -20,6 +20,7 @@ use crate::clock;
 use crate::frames::{FrameReader, FrameWriter, LinkError};
 use crate::identity::AgentIdentity;
 use crate::link::{CLOSE_DONE, CLOSE_REFUSED, HANDSHAKE_MAX, Shared, peer_certificate};
+use crate::store::news::rule_name;
 use crate::store::{Change, Changed, StoreError};
 
 /// For saying goodbye. The broker's own end is bounded by 5 s, a newer session waits for it.
@@ -176,8 +177,8 @@ async fn session(
             Ok(reason) => reason.clone(),
             Err(error) => crate::chain(error),
         };
-        info!(%agent, reason, "disconnected");
-        shared.store.disconnected(agent.clone(), clock::unix_secs()).await?;
+        info!(%agent, data_plane = %driver.data_plane, reason, "disconnected");
+        shared.store.disconnected(agent.clone(), reason, clock::unix_secs()).await?;
     }
     if ended.is_ok() {
         finish(driver.writer.into_inner()).await;
@@ -269,7 +270,8 @@ impl Driver<'_> {
             BrokerOutput::Record(report) => self.record(report).await?,
             BrokerOutput::TakeOver { entry, envelope } => self.take_over(entry, envelope).await?,
             BrokerOutput::Settle(reports) => {
-                self.shared.store.settle(self.data_plane.clone(), reports).await?;
+                let (plane, agent) = (self.data_plane.clone(), self.agent.clone());
+                self.shared.store.settle(plane, agent, reports, clock::unix_secs()).await?;
             }
             BrokerOutput::Live { release } => {
                 let release = crate::shown(&release);
@@ -306,22 +308,30 @@ impl Driver<'_> {
 
     async fn record(&self, report: Report) -> Result<(), SessionError> {
         let (agent, group, answer) = (self.agent, report.group.clone(), report.answer.clone());
+        let plane = self.data_plane.clone();
         let before =
-            self.shared.store.record(self.data_plane.clone(), report, clock::unix_secs()).await?;
+            self.shared.store.record(plane, agent.clone(), report, clock::unix_secs()).await?;
+        let accepted = before.accepted;
+        // Only an order that was accepted converges, so its digest is known.
+        let digest_of = |generation| {
+            accepted.filter(|(accepted, _)| *accepted == generation).map(|(_, d)| d.short())
+        };
         match answer {
-            Answer::Accepted { generation, .. } => {
-                info!(%agent, %group, %generation, "accepted");
+            Answer::Accepted { generation, digest } => {
+                info!(%agent, %group, %generation, digest = digest.short(), "accepted");
             }
-            Answer::Refused { generation, reason, .. } => {
-                info!(%agent, %group, %generation, rule = ?reason.rule, message = crate::shown(&reason.message), "refused");
+            Answer::Refused { generation, digest, reason } => {
+                info!(%agent, %group, %generation, digest = digest.short(), rule = rule_name(reason.rule), message = crate::shown(&reason.message), "refused");
             }
             Answer::Converged { generation, .. } => {
-                info!(%agent, %group, %generation, "converged");
+                info!(%agent, %group, %generation, digest = digest_of(generation), "converged");
             }
             Answer::Status(status) => {
                 let before = before.status.map(|before| before.phase);
                 if before != Some(status.phase) {
-                    info!(%agent, %group, phase = %status.phase, reason = crate::shown(&status.reason), "phase");
+                    let generation = accepted.map(|(generation, _)| generation.0);
+                    let digest = accepted.map(|(_, digest)| digest.short());
+                    info!(%agent, %group, generation, digest, phase = %status.phase, reason = crate::shown(&status.reason), "phase");
                 }
             }
         }

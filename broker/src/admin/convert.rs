@@ -4,14 +4,20 @@ use outstation_api::admin as api;
 use outstation_protocol::DataPlane;
 use outstation_protocol::ids::{AccountId, IdError, Region};
 use outstation_protocol::status::{Drift, GroupStatus, Held, NodeStatus};
-use outstation_protocol::v1::RefusalRule;
 
 use crate::store::agents::AgentRecord;
+use crate::store::events::{After, Cursor, EventRecord, Gap, GapReason};
+use crate::store::news::rule_name;
 use crate::store::orders::GroupRecord;
 
 pub fn group(record: GroupRecord) -> api::Group {
     let (answers, at) = (record.answers, record.answered_at);
+    let since = record.held_since_unix_secs;
+    let accepted_order = record.accepted_order.map(|(envelope, put_at_unix_secs)| {
+        api::AcceptedOrder { envelope: envelope.to_json().into(), put_at_unix_secs }
+    });
     api::Group {
+        accepted_order,
         data_plane: Some(data_plane(&record.data_plane)),
         name: record.group.into(),
         generation: record.generation.0,
@@ -27,7 +33,7 @@ pub fn group(record: GroupRecord) -> api::Group {
             generation: generation.0,
             digest: digest.to_string(),
             at_unix_secs: at.refused.unwrap_or(0),
-            rule: rule(reason.rule).into(),
+            rule: rule_name(reason.rule).into(),
             message: reason.message,
             hint: reason.hint,
         }),
@@ -36,7 +42,7 @@ pub fn group(record: GroupRecord) -> api::Group {
             observed: observed.to_string(),
             at_unix_secs: at.converged.unwrap_or(0),
         }),
-        status: answers.status.map(|status| group_status(status, at.status.unwrap_or(0))),
+        status: answers.status.map(|status| group_status(status, &since, at.status.unwrap_or(0))),
     }
 }
 
@@ -64,7 +70,50 @@ pub fn read_data_plane(raw: api::DataPlane) -> Result<DataPlane, IdError> {
     })
 }
 
-fn group_status(status: GroupStatus, reported_at_unix_secs: u64) -> api::GroupStatus {
+pub fn event(event: EventRecord) -> api::Event {
+    api::Event {
+        sequence: event.sequence,
+        run: event.run,
+        at_unix_secs: event.at_unix_secs,
+        group: event.group.map(String::from).unwrap_or_default(),
+        generation: event.generation.map(|generation| generation.0),
+        digest: event.digest.unwrap_or_default(),
+        agent: event.agent.map(String::from).unwrap_or_default(),
+        kind: event.kind,
+        rule: event.rule,
+        message: event.message,
+        hint: event.hint,
+    }
+}
+
+pub fn reached(cursor: Cursor, newest: bool) -> api::Reached {
+    let Cursor { log, run, sequence } = cursor;
+    api::Reached { cursor: Some(api::Cursor { log, run, sequence }), newest }
+}
+
+pub fn gap(gap: Gap) -> api::Gap {
+    let reason = match gap.reason {
+        GapReason::Pruned => api::gap::Reason::Pruned,
+        GapReason::OtherLog => api::gap::Reason::OtherLog,
+        GapReason::OlderLog => api::gap::Reason::OlderLog,
+    };
+    api::Gap { reason: reason.into(), after: gap.after, resumes_after: gap.resumes_after }
+}
+
+/// A cursor without a log is a number that a person typed.
+pub fn read_after(after: Option<api::Cursor>) -> After {
+    match after {
+        None => After::Nothing,
+        Some(api::Cursor { log, sequence, .. }) if log.is_empty() => After::Sequence(sequence),
+        Some(api::Cursor { log, run, sequence }) => After::Cursor(Cursor { log, run, sequence }),
+    }
+}
+
+fn group_status(
+    status: GroupStatus,
+    held_since: &[u64],
+    reported_at_unix_secs: u64,
+) -> api::GroupStatus {
     api::GroupStatus {
         phase: status.phase.to_string(),
         desired_nodes: status.desired_nodes,
@@ -72,19 +121,22 @@ fn group_status(status: GroupStatus, reported_at_unix_secs: u64) -> api::GroupSt
         ready_nodes: status.ready_nodes,
         reason: status.reason,
         phase_since_unix_secs: status.phase_since_unix_secs,
-        held: status.held.into_iter().map(held).collect(),
+        held: (status.held.into_iter().enumerate())
+            .map(|(index, it)| held(it, held_since.get(index).copied().unwrap_or(0)))
+            .collect(),
         drift: status.drift.into_iter().map(drift).collect(),
         nodes: status.nodes.into_iter().map(node).collect(),
         reported_at_unix_secs,
     }
 }
 
-fn held(held: Held) -> api::Held {
+fn held(held: Held, since_unix_secs: u64) -> api::Held {
     api::Held {
         generation: held.generation.map(|generation| generation.0),
         rule: held.rule,
         message: held.message,
         hint: held.hint,
+        since_unix_secs,
     }
 }
 
@@ -100,21 +152,5 @@ fn node(node: NodeStatus) -> api::NodeStatus {
         bundle: node.bundle.map(|digest| digest.to_string()),
         reason: node.reason,
         since_unix_secs: node.since_unix_secs,
-    }
-}
-
-/// The names that `RefusalRule` has in JSON; part of the API.
-fn rule(rule: RefusalRule) -> &'static str {
-    match rule {
-        RefusalRule::OlderGeneration => "older_generation",
-        RefusalRule::ConflictingGeneration => "conflicting_generation",
-        RefusalRule::UnknownParent => "unknown_parent",
-        RefusalRule::Malformed => "malformed",
-        RefusalRule::WrongDataPlane => "wrong_data_plane",
-        RefusalRule::Expired => "expired",
-        RefusalRule::Signature => "signature",
-        RefusalRule::Guardrail => "guardrail",
-        RefusalRule::PreventDestroy => "prevent_destroy",
-        RefusalRule::AccountStore => "account_store",
     }
 }

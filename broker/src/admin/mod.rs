@@ -3,6 +3,7 @@
 mod auth;
 mod convert;
 mod service;
+mod tail;
 
 use std::io;
 use std::net::SocketAddr;

@@ -16,15 +16,20 @@ use tonic::{Request, Response, Status};
 use tracing::{error, info};
 
 use super::convert;
+use super::tail::Tail;
 use crate::clock;
+use crate::store::events::Filter;
 use crate::store::orders::{Conflict, GroupRecord, PutVerdict};
 use crate::store::tokens::{JoinToken, OPEN_TOKENS_MAX};
 use crate::store::{Change, Store, StoreError};
 
-/// A watch costs one task and at most [`WATCH_AHEAD_MAX`] groups.
+/// Of groups and of events together. One costs a task and at most [`WATCH_AHEAD_MAX`] groups, or
+/// a batch of events.
 const WATCHES_MAX: usize = 64;
 /// Groups that wait for a slow watcher; what changes meanwhile is read when there is room.
 const WATCH_AHEAD_MAX: usize = 16;
+/// Events that wait for a slow reader; what comes meanwhile is read from the log when there is room.
+const EVENTS_AHEAD_MAX: usize = 64;
 /// A token that lies around for longer is forgotten rather than awaited.
 const TOKEN_VALID_SECS_MAX: u32 = 7 * 24 * 3600;
 
@@ -54,6 +59,30 @@ impl AdminService {
         let data_plane = convert::read_data_plane(raw).map_err(|error| invalid(&error))?;
         self.check_served(&data_plane)?;
         Ok(data_plane)
+    }
+
+    /// Runs a watch until it ends, its reader is gone, or the broker stops.
+    fn spawn_watch<T: Send + 'static>(
+        &self,
+        sender: mpsc::Sender<Result<T, Status>>,
+        watch: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Status> {
+        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{WATCHES_MAX} watches are open already"))
+        })?;
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            tokio::select! {
+                () = stopping.cancelled() => {
+                    // Dropping the stream would look like its regular end.
+                    let _ = sender.try_send(Err(Status::unavailable("the broker is restarting")));
+                }
+                () = sender.closed() => {}
+                () = watch => {}
+            }
+        });
+        Ok(())
     }
 
     fn check_served(&self, data_plane: &DataPlane) -> Result<(), Status> {
@@ -99,34 +128,39 @@ impl Admin for AdminService {
     ) -> Result<Response<Self::WatchGroupsStream>, Status> {
         let request = request.into_inner();
         let data_plane = self.served(request.data_plane)?;
-        let only = match request.name.as_str() {
-            "" => None,
-            name => Some(GroupName::try_from(name).map_err(|error| invalid(&error))?),
-        };
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{WATCHES_MAX} watches are open already"))
-        })?;
+        let only = only(request.name)?;
         let (groups, stream) = mpsc::channel(WATCH_AHEAD_MAX);
         let watch = Watch {
             store: self.store.clone(),
             changes: self.store.changes(),
             data_plane,
             only,
-            groups,
+            groups: groups.clone(),
         };
-        let stopping = self.stopping.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            let closed = watch.groups.clone();
-            tokio::select! {
-                () = stopping.cancelled() => {
-                    // Dropping the stream would look like its regular end.
-                    let _ = closed.try_send(Err(Status::unavailable("the broker is restarting")));
-                }
-                () = closed.closed() => {}
-                () = watch.run() => {}
-            }
-        });
+        self.spawn_watch(groups, watch.run())?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    type WatchEventsStream = ReceiverStream<Result<api::WatchEventsResponse, Status>>;
+
+    async fn watch_events(
+        &self,
+        request: Request<api::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let request = request.into_inner();
+        let data_plane = self.served(request.data_plane)?;
+        let filter =
+            Filter { group: only(request.group)?, since_unix_secs: request.since_unix_secs };
+        let (events, stream) = mpsc::channel(EVENTS_AHEAD_MAX);
+        let tail = Tail {
+            store: self.store.clone(),
+            written: self.store.written(),
+            data_plane,
+            filter,
+            follow: request.follow,
+            events: events.clone(),
+        };
+        self.spawn_watch(events, tail.run(convert::read_after(request.after)))?;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -157,7 +191,7 @@ impl Admin for AdminService {
             }
             PutVerdict::StoredBefore => {}
             PutVerdict::Conflict(conflict) => {
-                info!(%data_plane, %group, %generation, %conflict, "order not stored");
+                info!(%data_plane, %group, %generation, digest = %digest.short(), %conflict, "order not stored");
                 return Err(conflicted(&conflict));
             }
         }
@@ -284,6 +318,14 @@ impl Watch {
     }
 }
 
+/// The group that a request names; empty is all of them.
+fn only(name: String) -> Result<Option<GroupName>, Status> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    GroupName::try_from(name).map(Some).map_err(|error| invalid(&error))
+}
+
 fn invalid(error: &dyn std::error::Error) -> Status {
     Status::invalid_argument(crate::chain(error))
 }
@@ -298,7 +340,7 @@ fn conflicted(conflict: &Conflict) -> Status {
 }
 
 /// The details are for our log, not for the caller.
-fn internal(error: StoreError) -> Status {
+pub(super) fn internal(error: StoreError) -> Status {
     error!(error = crate::chain(&error), "the store failed");
     Status::internal("the broker's store failed; its log says why")
 }

@@ -1,8 +1,10 @@
 //! The account agents that ever enrolled, and whether they are connected.
 
 use outstation_protocol::{AgentId, DataPlane};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
+use super::events::{append, of_agent};
+use super::news::{EventKind, News};
 use super::{Store, StoreError, integer, read_data_plane, read_id, unsigned};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,22 +74,35 @@ impl Store {
         now_unix_secs: u64,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            connection.execute(
+            let transaction = connection.transaction()?;
+            transaction.execute(
                 "UPDATE agents SET connected = 1, release = ?2, since = ?3 WHERE id = ?1",
                 params![id.as_str(), release, integer(now_unix_secs)],
             )?;
-            Ok(())
+            let event = of_agent(EventKind::AgentConnected, format!("release {release}"));
+            log(&transaction, &id, event, now_unix_secs)?;
+            Ok(transaction.commit()?)
         })
         .await
     }
 
-    pub async fn disconnected(&self, id: AgentId, now_unix_secs: u64) -> Result<(), StoreError> {
+    pub async fn disconnected(
+        &self,
+        id: AgentId,
+        reason: String,
+        now_unix_secs: u64,
+    ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            connection.execute(
+            let transaction = connection.transaction()?;
+            let changed = transaction.execute(
                 "UPDATE agents SET connected = 0, since = ?2 WHERE id = ?1 AND connected = 1",
                 params![id.as_str(), integer(now_unix_secs)],
             )?;
-            Ok(())
+            if changed > 0 {
+                let event = of_agent(EventKind::AgentDisconnected, reason);
+                log(&transaction, &id, event, now_unix_secs)?;
+            }
+            Ok(transaction.commit()?)
         })
         .await
     }
@@ -98,11 +113,42 @@ pub(super) fn disconnect_all(
     connection: &Connection,
     now_unix_secs: u64,
 ) -> Result<(), StoreError> {
-    connection.execute(
+    let transaction = connection.unchecked_transaction()?;
+    let connected: Vec<String> = transaction
+        .prepare("SELECT id FROM agents WHERE connected = 1 ORDER BY id")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for id in connected {
+        let id = read_id("an agent id", AgentId::try_from(id))?;
+        let message = "the broker ended without a goodbye; this is the time of its next start";
+        let event = of_agent(EventKind::AgentDisconnected, message);
+        log(&transaction, &id, event, now_unix_secs)?;
+    }
+    transaction.execute(
         "UPDATE agents SET connected = 0, since = ?1 WHERE connected = 1",
         [integer(now_unix_secs)],
     )?;
-    Ok(())
+    Ok(transaction.commit()?)
+}
+
+/// Events of an agent that enrolled; of any other there is no data plane to file them under.
+fn log(
+    transaction: &Transaction<'_>,
+    id: &AgentId,
+    news: Vec<News>,
+    now_unix_secs: u64,
+) -> Result<(), StoreError> {
+    let plane = transaction
+        .prepare_cached("SELECT account, region FROM agents WHERE id = ?1")?
+        .query_row([id.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    match plane {
+        Some((account, region)) => {
+            let data_plane = read_data_plane(account, region)?;
+            append(transaction, &data_plane, None, Some(id), news, now_unix_secs)
+        }
+        None => Ok(()),
+    }
 }
 
 fn read_agent(row: &Row<'_>) -> Result<AgentRecord, StoreError> {

@@ -1,10 +1,10 @@
 //! What the agents answered, per group: kept, so that a restarted broker knows it.
 
 use outstation_protocol::session::{Answer, Answers, Report, Reports};
-use outstation_protocol::{DataPlane, GroupName};
+use outstation_protocol::{AgentId, DataPlane, GroupName};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Changed, Store, StoreError, integer, read_id, unsigned};
+use super::{Changed, Store, StoreError, events, integer, read_id, unsigned};
 
 /// When the broker received each answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,12 +20,14 @@ impl Store {
     pub async fn record(
         &self,
         data_plane: DataPlane,
+        agent: AgentId,
         report: Report,
         now_unix_secs: u64,
     ) -> Result<Answers, StoreError> {
         let (plane, group) = (data_plane.clone(), report.group.clone());
-        let (before, changed) =
-            self.run(move |connection| record(connection, &plane, report, now_unix_secs)).await?;
+        let (before, changed) = self
+            .run(move |connection| record(connection, &plane, &agent, report, now_unix_secs))
+            .await?;
         if changed {
             self.announce(data_plane, group, Changed::Answer);
         }
@@ -33,8 +35,15 @@ impl Store {
     }
 
     /// Keeps exactly these answers: what the agent no longer says is forgotten.
-    pub async fn settle(&self, data_plane: DataPlane, reports: Reports) -> Result<(), StoreError> {
-        self.run(move |connection| settle(connection, &data_plane, &reports)).await
+    pub async fn settle(
+        &self,
+        data_plane: DataPlane,
+        agent: AgentId,
+        reports: Reports,
+        now_unix_secs: u64,
+    ) -> Result<(), StoreError> {
+        self.run(move |connection| settle(connection, &data_plane, &agent, &reports, now_unix_secs))
+            .await
     }
 
     /// Everything that the data plane's agent answered, as a session starts from it.
@@ -64,7 +73,9 @@ impl Store {
 fn settle(
     connection: &mut Connection,
     data_plane: &DataPlane,
+    agent: &AgentId,
     reports: &Reports,
+    now_unix_secs: u64,
 ) -> Result<(), StoreError> {
     let transaction = connection.transaction()?;
     let plane = [data_plane.account.as_str(), data_plane.region.as_str()];
@@ -77,6 +88,7 @@ fn settle(
         match reports.get(&group) {
             Some(settled) if *settled == read_answers(&answers)? => {}
             Some(settled) => {
+                events::tell(&transaction, data_plane, agent, &group, settled, now_unix_secs)?;
                 let answers = serde_json::to_string(settled).map_err(|error| {
                     StoreError::Content { what: "an answer", why: error.to_string() }
                 })?;
@@ -87,6 +99,9 @@ fn settle(
                 )?;
             }
             None => {
+                let nothing = Answers::default();
+                events::tell(&transaction, data_plane, agent, &group, &nothing, now_unix_secs)?;
+                events::forget_told(&transaction, data_plane, &group)?;
                 transaction.execute(
                     "DELETE FROM answers WHERE account = ?1 AND region = ?2 AND name = ?3",
                     params![plane[0], plane[1], name],
@@ -101,6 +116,7 @@ fn settle(
 fn record(
     connection: &mut Connection,
     data_plane: &DataPlane,
+    agent: &AgentId,
     report: Report,
     now_unix_secs: u64,
 ) -> Result<(Answers, bool), StoreError> {
@@ -119,6 +135,7 @@ fn record(
     if !report.record(&mut reports) {
         return Ok((before, false));
     }
+    events::tell(&transaction, data_plane, agent, &group, &reports[&group], now_unix_secs)?;
     let answers = serde_json::to_string(&reports[&group])
         .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })?;
     transaction.execute(
@@ -170,7 +187,7 @@ pub(super) fn of_group(
     }
 }
 
-fn read_answers(json: &str) -> Result<Answers, StoreError> {
+pub(super) fn read_answers(json: &str) -> Result<Answers, StoreError> {
     serde_json::from_str(json)
         .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })
 }

@@ -5,6 +5,8 @@
 
 pub mod agents;
 pub mod answers;
+pub mod events;
+pub mod news;
 pub mod orders;
 pub mod schema;
 pub mod tokens;
@@ -16,7 +18,7 @@ use std::thread;
 use outstation_protocol::ids::IdError;
 use outstation_protocol::{AccountId, DataPlane, Digest, Generation, GroupName, Region};
 use rusqlite::Connection;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// A job takes about a millisecond (its fsync), so a full queue is a wait of some 64 ms.
 const JOBS_QUEUED_MAX: usize = 64;
@@ -31,6 +33,8 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 pub struct Store {
     jobs: Jobs,
     changes: broadcast::Sender<Change>,
+    /// Wakes whoever reads the event log: something was written.
+    written: watch::Sender<()>,
 }
 
 /// Where jobs run.
@@ -139,12 +143,17 @@ impl Store {
 
     fn over(jobs: Jobs) -> Store {
         let (changes, _) = broadcast::channel(CHANGES_KEPT_MAX);
-        Store { jobs, changes }
+        Store { jobs, changes, written: watch::Sender::new(()) }
     }
 
     /// Every change from now on. Subscribe first, read then: nothing is missed in between.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
+    }
+
+    /// Changes whenever something was written. Look first, read then: nothing is missed in between.
+    pub fn written(&self) -> watch::Receiver<()> {
+        self.written.subscribe()
     }
 
     fn announce(&self, data_plane: DataPlane, group: GroupName, what: Changed) {
@@ -158,6 +167,15 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
     {
+        let written = self.written.clone();
+        let job = move |connection: &mut Connection| {
+            let before = connection.total_changes();
+            let done = job(connection);
+            if connection.total_changes() != before {
+                written.send_replace(());
+            }
+            done
+        };
         match &self.jobs {
             Jobs::Inline(connection) => {
                 job(&mut connection.lock().unwrap_or_else(PoisonError::into_inner))

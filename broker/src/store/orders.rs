@@ -1,15 +1,16 @@
 //! Orders: written by compare-and-swap on the generation, all of them kept.
 
 use outstation_protocol::envelope::Envelope;
-use outstation_protocol::order::Order;
+use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::session::{Answers, DesiredSet};
 use outstation_protocol::v1::{SET_ENTRIES_MAX, SetEntry};
 use outstation_protocol::{DataPlane, Digest, Generation, GroupName};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::answers::AnsweredAt;
+use super::news::{EventKind, News};
 use super::{Changed, Store, StoreError};
-use super::{answers, integer, read_digest, read_generation, read_id, unsigned};
+use super::{answers, events, integer, read_digest, read_generation, read_id, unsigned};
 
 /// A group as the store knows it: its newest order, and the answers to it and to older ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,10 @@ pub struct GroupRecord {
     pub put_at_unix_secs: u64,
     pub answers: Answers,
     pub answered_at: AnsweredAt,
+    /// What the account acts on, and when that was put; only if it is not the newest order.
+    pub accepted_order: Option<(Envelope, u64)>,
+    /// Of each of the status's `held`, in its order; 0 where it was not told.
+    pub held_since_unix_secs: Vec<u64>,
 }
 
 /// What becomes of an order that is put.
@@ -187,7 +192,7 @@ fn put(
     };
     let verdict = judge(known, order, envelope);
     if verdict == PutVerdict::Stored {
-        insert(&transaction, order, envelope, now_unix_secs)?;
+        insert(&transaction, order, envelope, EventKind::OrderPut, now_unix_secs)?;
         transaction.commit()?;
     }
     Ok(verdict)
@@ -204,16 +209,17 @@ fn take_over(
     let newest = newest(&transaction, &order.data_plane, &order.group)?;
     let newer = newest.is_none_or(|(generation, _)| generation < order.generation);
     if newer {
-        insert(&transaction, order, envelope, now_unix_secs)?;
+        insert(&transaction, order, envelope, EventKind::TakenOver, now_unix_secs)?;
         transaction.commit()?;
     }
     Ok(newer)
 }
 
 fn insert(
-    transaction: &Connection,
+    transaction: &Transaction<'_>,
     order: &Order,
     envelope: &Envelope,
+    how: EventKind,
     now_unix_secs: u64,
 ) -> Result<(), StoreError> {
     let DataPlane { account, region } = &order.data_plane;
@@ -230,7 +236,21 @@ fn insert(
             integer(now_unix_secs),
         ],
     )?;
-    Ok(())
+    let event = News::new(how, summary(order)).of_order(order.generation, Some(envelope.digest()));
+    let (plane, group) = (&order.data_plane, Some(&order.group));
+    events::append(transaction, plane, group, None, vec![event], now_unix_secs)
+}
+
+/// `transform, 3 nodes, environment flights`.
+fn summary(order: &Order) -> String {
+    match &order.intent {
+        Intent::Apply(spec) => {
+            let nodes = spec.scaling.nodes_max();
+            let plural = if nodes == 1 { "" } else { "s" };
+            format!("{}, {nodes} node{plural}, environment {}", spec.kind, spec.environment.name)
+        }
+        Intent::Destroy => "the group shall be gone".to_owned(),
+    }
 }
 
 fn newest(
@@ -271,6 +291,30 @@ fn stored(
         )
         .optional()?;
     json.map(|json| read_envelope(&json)).transpose()
+}
+
+/// An order that is not the newest, and when it was put; the digest must be the very one.
+fn put_before(
+    connection: &Connection,
+    data_plane: &DataPlane,
+    group: &GroupName,
+    (generation, digest): (Generation, Digest),
+) -> Result<Option<(Envelope, u64)>, StoreError> {
+    let row = connection
+        .query_row(
+            "SELECT envelope, put_at FROM orders
+             WHERE account = ?1 AND region = ?2 AND name = ?3 AND generation = ?4 AND digest = ?5",
+            params![
+                data_plane.account.as_str(),
+                data_plane.region.as_str(),
+                group.as_str(),
+                integer(generation.0),
+                digest.as_bytes()
+            ],
+            |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?)),
+        )
+        .optional()?;
+    row.map(|(json, put_at)| Ok((read_envelope(&json)?, unsigned(put_at)))).transpose()
 }
 
 fn read_envelope(json: &[u8]) -> Result<Envelope, StoreError> {
@@ -316,13 +360,25 @@ fn record(
         return Ok(None);
     };
     let envelope = read_envelope(&envelope)?;
+    let digest = envelope.digest();
     let (answers, answered_at) = answers::of_group(connection, data_plane, &group)?;
+    let accepted_order = match answers.accepted {
+        Some(accepted) if accepted != (read_generation(generation), digest) => {
+            put_before(connection, data_plane, &group, accepted)?
+        }
+        Some(_) | None => None,
+    };
+    let told = events::told(connection, data_plane, &group)?;
+    let held = answers.status.iter().flat_map(|status| &status.held);
+    let held_since_unix_secs = held.map(|held| told.held_since_unix_secs(held).unwrap_or(0));
     Ok(Some(GroupRecord {
         data_plane: data_plane.clone(),
-        group,
         generation: read_generation(generation),
-        digest: envelope.digest(),
+        digest,
         envelope,
+        accepted_order,
+        held_since_unix_secs: held_since_unix_secs.collect(),
+        group,
         put_at_unix_secs: unsigned(put_at),
         answers,
         answered_at,

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode};
+use outstation_protocol::GroupName;
+use rusqlite::{Connection, ErrorCode, Transaction};
 
-use super::StoreError;
+use super::news::Told;
+use super::{StoreError, answers, events, read_data_plane, read_id, unsigned};
 
 /// Goes up with every change of the schema; `user_version` holds what a file has.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
 /// A predecessor that is shutting down lets go within its own bound of 5 s.
 const BUSY_MAX: Duration = Duration::from_secs(6);
@@ -64,6 +66,43 @@ const SCHEMA_1: &str = "
     ) STRICT;
 ";
 
+const SCHEMA_2: &str = "
+    -- Which log this is, and which opening of it: a reader's cursor names both.
+    CREATE TABLE event_log (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        log TEXT NOT NULL,
+        run TEXT NOT NULL
+    ) STRICT;
+    INSERT INTO event_log (id, log, run) VALUES (1, lower(hex(randomblob(8))), '');
+
+    -- What happened, by number within its data plane; the oldest go first.
+    CREATE TABLE events (
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        run TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        name TEXT,
+        generation INTEGER,
+        digest TEXT,
+        agent TEXT,
+        kind TEXT NOT NULL,
+        rule TEXT NOT NULL,
+        message TEXT NOT NULL,
+        hint TEXT NOT NULL,
+        PRIMARY KEY (account, region, sequence)
+    ) STRICT, WITHOUT ROWID;
+
+    -- What the events have told of each group: only what differs from it is one.
+    CREATE TABLE told (
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        name TEXT NOT NULL,
+        told TEXT NOT NULL,
+        PRIMARY KEY (account, region, name)
+    ) STRICT;
+";
+
 /// Opens the database, or makes it. The connection is the only one there may be.
 pub fn open(path: &Path) -> Result<Connection, StoreError> {
     try_open(path).map_err(|error| match error {
@@ -89,13 +128,33 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
     if found > SCHEMA_VERSION {
         return Err(StoreError::NewerSchema { path: path.to_owned(), found });
     }
+    let transaction = connection.transaction()?;
     if found < 1 {
-        let transaction = connection.transaction()?;
         transaction.execute_batch(SCHEMA_1)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        transaction.commit()?;
     }
+    if found < 2 {
+        transaction.execute_batch(SCHEMA_2)?;
+        told_before_the_log(&transaction)?;
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.execute("UPDATE event_log SET run = lower(hex(randomblob(8)))", [])?;
+    transaction.commit()?;
     Ok(connection)
+}
+
+/// Answers that were there before there was a log are no news: nobody knows when they were.
+fn told_before_the_log(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let mut statement = transaction
+        .prepare("SELECT account, region, name, answers, COALESCE(status_at, 0) FROM answers")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let data_plane = read_data_plane(row.get(0)?, row.get(1)?)?;
+        let group = read_id("a group name", GroupName::try_from(row.get::<_, String>(2)?))?;
+        let answers = answers::read_answers(&row.get::<_, String>(3)?)?;
+        let told = Told::of(&answers, unsigned(row.get(4)?));
+        events::keep_told(transaction, &data_plane, &group, &told)?;
+    }
+    Ok(())
 }
 
 fn explain(path: &Path, source: rusqlite::Error) -> StoreError {

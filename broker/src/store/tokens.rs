@@ -9,6 +9,8 @@ use rand::RngCore as _;
 use rusqlite::{Connection, params};
 use subtle::ConstantTimeEq as _;
 
+use super::events::{append, of_agent};
+use super::news::EventKind;
 use super::{Store, StoreError, integer, read_data_plane, read_digest, read_id, unsigned};
 
 /// Somebody who makes tokens in a loop should notice; expired ones do not count.
@@ -254,7 +256,13 @@ fn admit(
     let Asking { data_plane, key, .. } = asking;
     match verdict {
         TokenVerdict::Refused(refusal) => Ok(Err(refusal)),
-        TokenVerdict::Again(agent) => Ok(Ok(Admitted { agent, data_plane, key })),
+        TokenVerdict::Again(agent) => {
+            let message = format!("again, with the same key and join token {id}");
+            let event = of_agent(EventKind::AgentEnrolled, message);
+            append(&transaction, &data_plane, None, Some(&agent), event, now_unix_secs)?;
+            transaction.commit()?;
+            Ok(Ok(Admitted { agent, data_plane, key }))
+        }
         TokenVerdict::First => {
             transaction.execute(
                 "INSERT INTO agents (id, account, region, enrolled_at, since)
@@ -270,6 +278,8 @@ fn admit(
                 "UPDATE join_tokens SET bound_key = ?2, agent = ?3 WHERE id = ?1",
                 params![id.0, key.as_bytes(), fresh.as_str()],
             )?;
+            let event = of_agent(EventKind::AgentEnrolled, format!("with join token {id}"));
+            append(&transaction, &data_plane, None, Some(&fresh), event, now_unix_secs)?;
             transaction.commit()?;
             Ok(Ok(Admitted { agent: fresh, data_plane, key }))
         }

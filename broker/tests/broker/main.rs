@@ -2,6 +2,7 @@
 
 mod admin;
 mod enroll;
+mod events;
 mod harness;
 mod process;
 mod session;

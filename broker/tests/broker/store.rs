@@ -52,7 +52,8 @@ async fn all_that_was_written_is_there_after_reopening() {
         for answer in answers {
             let report = Report { group: group("delay"), answer };
             report.clone().record(&mut reports);
-            store.record(plane.clone(), report, NOW + 1).await.expect("recorded");
+            let agent = AgentId::try_from("a-1").expect("an id");
+            store.record(plane.clone(), agent, report, NOW + 1).await.expect("recorded");
         }
         store.add_token(&token, plane.clone(), NOW + 60, NOW).await.expect("added");
         let agent = AgentId::try_from("a-1").expect("an id");
