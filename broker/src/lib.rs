@@ -32,6 +32,9 @@ use crate::config::{Config, ConfigError};
 use crate::link::{Link, Shared};
 use crate::store::{Store, StoreError};
 
+/// How far off the time may be since when agents are seen as gone, after a broker was killed. Each
+/// is one fsync.
+const ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// From the signal to the end, goodbyes included.
 const STOP_MAX: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,7 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 pub struct Broker {
     link: Link,
     admin: Admin,
+    store: Store,
     stopping: CancellationToken,
 }
 
@@ -106,14 +110,14 @@ impl Broker {
         let shared = Shared {
             tenant,
             data_planes,
-            store,
+            store: store.clone(),
             ca,
             session: BrokerConfig::default(),
             sessions: Arc::default(),
             stopping: stopping.clone(),
         };
         let link = Link::bind(link.listen, &server, Arc::new(shared))?;
-        Ok(Broker { link, admin, stopping })
+        Ok(Broker { link, admin, store, stopping })
     }
 
     /// Where agents dial, and where the admin API is; of interest when a port was 0.
@@ -123,7 +127,8 @@ impl Broker {
 
     /// Serves until `shutdown`, then tells every agent and ends within five seconds.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), BrokerError> {
-        let Broker { link, admin, stopping } = self;
+        let Broker { link, admin, store, stopping } = self;
+        tokio::spawn(stopping.clone().run_until_cancelled_owned(stay_alive(store)));
         let mut link = tokio::spawn(link.run());
         let mut admin = tokio::spawn(admin.run(stopping.clone()));
         let failed = tokio::select! {
@@ -147,6 +152,16 @@ impl Broker {
             warn!("not everything ended within {STOP_MAX:?}");
         }
         Ok(())
+    }
+}
+
+/// Writes now and then that this broker runs.
+async fn stay_alive(store: Store) {
+    loop {
+        if let Err(error) = store.alive(clock::unix_secs()).await {
+            warn!(error = chain(&error), "cannot write that this broker runs");
+        }
+        tokio::time::sleep(ALIVE_EVERY).await;
     }
 }
 

@@ -13,15 +13,17 @@ use tonic::{Code, Request, Status, Streaming};
 use outstation_api::admin::admin_client::AdminClient;
 use outstation_api::admin::{
     Agent, CreateJoinTokenRequest, DataPlane, GetGroupRequest, Group, ListAgentsRequest,
-    ListGroupsRequest, PutOrderRequest, WatchGroupsRequest,
+    ListGroupsRequest, PutOrderRequest, WatchEventsRequest, WatchEventsResponse,
+    WatchGroupsRequest,
 };
-use outstation_protocol::ids::{Digest, Generation, GroupName};
+use outstation_protocol::ids::GroupName;
 use outstation_protocol::order::Order;
 
 use crate::context::{Context, Endpoint};
+use crate::link::Link;
 use crate::message::{Failure, Hint as _};
 use crate::plan::Newest;
-use crate::view::GroupView;
+use crate::view::{GroupView, OrderId};
 
 /// The broker answers from a local database; ten seconds is a stuck one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,13 +124,26 @@ impl Admin {
         self.call("watch the groups", client.watch_groups(request)).await
     }
 
-    pub async fn put(&self, order: Order) -> anyhow::Result<(Generation, Digest)> {
+    /// Events from a cursor on. The status tells whether it is worth trying again.
+    pub async fn events(
+        &self,
+        mut request: WatchEventsRequest,
+    ) -> Result<Streaming<WatchEventsResponse>, Status> {
+        request.data_plane = Some(self.data_plane.clone());
+        let mut client = self.client.clone();
+        match tokio::time::timeout(CALL_TIMEOUT, client.watch_events(request)).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_) => Err(Status::unavailable("it does not answer")),
+        }
+    }
+
+    pub async fn put(&self, order: Order) -> anyhow::Result<OrderId> {
         let (group, generation) = (order.group.clone(), order.generation);
         let envelope = order.into_envelope();
         let request = PutOrderRequest { envelope: envelope.to_json().into() };
         let mut client = self.client.clone();
         match tokio::time::timeout(CALL_TIMEOUT, client.put_order(request)).await {
-            Ok(Ok(_)) => Ok((generation, envelope.digest())),
+            Ok(Ok(_)) => Ok(OrderId { generation, digest: envelope.digest() }),
             Ok(Err(status)) if status.code() == Code::Aborted => Err(Failure::new(
                 format!("someone else applied {group} meanwhile: {}", status.message()),
                 "plan again, look at what changed, then apply",
@@ -151,6 +166,13 @@ impl Admin {
         Ok(self.call("list the agents", client.list_agents(ListAgentsRequest {})).await?.agents)
     }
 
+    /// Who governs the context's data plane, and whether they are heard.
+    pub async fn link(&self) -> anyhow::Result<Link> {
+        let mut agents = self.agents().await?;
+        agents.retain(|agent| agent.data_plane.as_ref() == Some(&self.data_plane));
+        Ok(Link::of(&agents))
+    }
+
     async fn call<T>(
         &self,
         what: &str,
@@ -163,7 +185,7 @@ impl Admin {
         }
     }
 
-    fn refused(&self, what: &str, status: &Status) -> anyhow::Error {
+    pub fn refused(&self, what: &str, status: &Status) -> anyhow::Error {
         let hint = match status.code() {
             Code::Unauthenticated => "the token that the context names is not this broker's",
             Code::Unavailable => "is the broker running? try again in a moment",

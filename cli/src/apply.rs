@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use outstation_protocol::ids::{Generation, GroupName};
+use outstation_protocol::ids::GroupName;
 
 use crate::admin::Admin;
 use crate::artifacts::Repo;
@@ -18,7 +18,7 @@ use crate::manifest::Manifest;
 use crate::message::Failure;
 use crate::plan::{self, Newest, Plan, counted, render};
 use crate::progress;
-use crate::view::GroupView;
+use crate::view::{GroupView, OrderId};
 
 #[derive(Debug, Clone)]
 pub struct ApplyOptions {
@@ -45,7 +45,7 @@ pub enum Outcome {
     /// The person said no.
     Declined,
     /// Orders are put and nobody waits for them.
-    Put(BTreeMap<GroupName, Generation>),
+    Put(BTreeMap<GroupName, OrderId>),
     Followed(Followed),
 }
 
@@ -202,8 +202,9 @@ async fn carry_out(
     let mut put = BTreeMap::new();
     for order in plan::orders(plan, newest, context, clock::now_unix_secs()) {
         let group = order.group.clone();
-        let (generation, _) = admin.put(order).await?;
-        put.insert(group, generation);
+        let order = admin.put(order).await?;
+        writeln!(out, "{group}: {order} put").context("print the orders")?;
+        put.insert(group, order);
     }
     let Some(timeout) = options.follow else {
         return Ok(Outcome::Put(put));
@@ -212,18 +213,18 @@ async fn carry_out(
 }
 
 /// Declared groups whose newest order the account has not brought about yet.
-fn underway(groups: &[GroupView], manifest: &Manifest) -> BTreeMap<GroupName, Generation> {
+fn underway(groups: &[GroupView], manifest: &Manifest) -> BTreeMap<GroupName, OrderId> {
     groups
         .iter()
         .filter(|group| manifest.groups.iter().any(|declared| declared.name == group.name))
         .filter(|group| !group.has_converged(group.generation))
-        .map(|group| (group.name.clone(), group.generation))
+        .map(|group| (group.name.clone(), group.newest_order()))
         .collect()
 }
 
 async fn follow_up(
     admin: &Admin,
-    put: BTreeMap<GroupName, Generation>,
+    put: BTreeMap<GroupName, OrderId>,
     timeout: Duration,
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<Outcome> {
@@ -247,12 +248,13 @@ async fn follow_up(
 
 /// Where a group stands, in one line.
 pub fn progress_line(group: &GroupView) -> String {
+    let order = group.shown().order;
     match &group.status {
         Some(status) => format!(
-            "{}  {}  ready {} of {}  {}",
+            "{}  {order}  {}  ready {} of {}  {}",
             group.name, status.phase, status.ready_nodes, status.desired_nodes, status.reason
         ),
-        None => format!("{}  waiting for the account agent", group.name),
+        None => format!("{}  {order}  waiting for the account agent", group.name),
     }
 }
 
@@ -260,20 +262,21 @@ pub fn progress_line(group: &GroupView) -> String {
 pub fn outcome_text(followed: &Followed) -> String {
     let mut text = String::new();
     for (group, fate) in &followed.fates {
+        let order = followed.orders.get(group).map_or(String::new(), |order| format!(" {order}"));
         text.push_str(&match fate {
-            Fate::Converged => format!("{group}: converged\n"),
+            Fate::Converged => format!("{group}:{order} converged\n"),
             Fate::Refused(refused) => format!(
-                "{group}: refused by {}: {}\nhint: {}\n",
+                "{group}:{order} refused by {}: {}\nhint: {}\n",
                 refused.rule, refused.message, refused.hint
             ),
             Fate::Superseded(generation) => {
-                format!("{group}: superseded by generation {generation}\n")
+                format!("{group}:{order} superseded by generation {generation}\n")
             }
         });
     }
-    for (group, generation) in &followed.pending {
+    for (group, order) in &followed.pending {
         text.push_str(&format!(
-            "{group}: generation {generation} has neither converged nor been refused in time\n\
+            "{group}: {order} has neither converged nor been refused in time\n\
              hint: `outstation describe {group}` says where it stands\n"
         ));
     }
@@ -312,7 +315,7 @@ mod tests {
             .iter()
             .map(|(name, kind)| (GroupName::try_from(*name).expect("valid"), change(kind)))
             .collect();
-        Plan { new_environments: BTreeMap::new(), changes }
+        Plan { new_environments: BTreeMap::new(), changes, refused: BTreeMap::new() }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
@@ -36,6 +37,8 @@ pub enum Verb {
     Get(Get),
     /// List the account agents
     Agents(Get),
+    /// Show what happened, one line an event, oldest first
+    Events(Events),
     /// Evaluate a feature view or service for some rows
     Call(Call),
     /// Run a command that dies with the process that started it
@@ -105,6 +108,48 @@ pub struct Get {
 }
 
 #[derive(Debug, ClapArgs)]
+pub struct Events {
+    /// Only events of this group
+    pub group: Option<GroupName>,
+    /// Go on with each event as it happens, also when the broker restarts
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only the last so long: `90s`, `15m`, `2h`, `3d`
+    #[arg(long, value_name = "AGE")]
+    pub since: Option<Age>,
+    /// Only events behind this number, the first column
+    #[arg(long, value_name = "N")]
+    pub after: Option<u64>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How long ago, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age(pub u64);
+
+impl FromStr for Age {
+    type Err = &'static str;
+
+    fn from_str(raw: &str) -> Result<Age, &'static str> {
+        let parse = || {
+            let (number, unit) = raw.split_at_checked(raw.len().checked_sub(1)?)?;
+            let secs = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                "d" => 86_400,
+                _ => return None,
+            };
+            let digits = number.bytes().all(|b| b.is_ascii_digit());
+            number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(secs).map(Age)
+        };
+        parse().ok_or("a number and its unit, such as 90s, 15m, 2h or 3d")
+    }
+}
+
+#[derive(Debug, ClapArgs)]
 pub struct Call {
     /// A feature view or a feature service
     pub target: String,
@@ -167,5 +212,29 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn an_age_has_a_unit() {
+        for (raw, wanted) in [
+            ("0s", Some(0)),
+            ("90s", Some(90)),
+            ("15m", Some(900)),
+            ("2h", Some(7200)),
+            ("3d", Some(259_200)),
+            ("", None),
+            ("h", None),
+            ("2", None),
+            ("2w", None),
+            ("+2h", None),
+            ("-2h", None),
+            ("2 h", None),
+            ("1.5h", None),
+            ("2é", None),
+            ("99999999999999999999d", None),
+            ("999999999999999999d", None),
+        ] {
+            assert_eq!(raw.parse().ok(), wanted.map(Age), "{raw:?}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use outstation_protocol::ids::{Generation, GroupName};
 
 use crate::admin::Admin;
-use crate::view::{GroupView, Refused};
+use crate::view::{GroupView, OrderId, Refused};
 
 /// How an order ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,9 +21,11 @@ pub enum Fate {
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Followed {
+    /// All that were to be followed.
+    pub orders: BTreeMap<GroupName, OrderId>,
     pub fates: BTreeMap<GroupName, Fate>,
     /// Neither converged nor refused when time was up.
-    pub pending: BTreeMap<GroupName, Generation>,
+    pub pending: BTreeMap<GroupName, OrderId>,
 }
 
 impl Followed {
@@ -48,11 +50,12 @@ const RETRY: Duration = Duration::from_millis(300);
 
 pub async fn follow(
     admin: &Admin,
-    targets: BTreeMap<GroupName, Generation>,
+    targets: BTreeMap<GroupName, OrderId>,
     timeout: Duration,
     mut on_change: impl FnMut(&GroupView),
 ) -> anyhow::Result<Followed> {
-    let mut followed = Followed { fates: BTreeMap::new(), pending: targets };
+    let mut followed =
+        Followed { orders: targets.clone(), fates: BTreeMap::new(), pending: targets };
     let deadline = Instant::now() + timeout;
     // A stream that breaks is opened again until the deadline; the first failure to open it is
     // told, for then the broker was not there to begin with.
@@ -65,11 +68,11 @@ pub async fn follow(
         match next {
             Ok(Some(group)) => {
                 let group = GroupView::try_from(group)?;
-                let Some(generation) = followed.pending.get(&group.name) else {
+                let Some(order) = followed.pending.get(&group.name) else {
                     continue;
                 };
                 on_change(&group);
-                if let Some(fate) = fate(&group, *generation) {
+                if let Some(fate) = fate(&group, order.generation) {
                     followed.pending.remove(&group.name);
                     followed.fates.insert(group.name.clone(), fate);
                 }
@@ -105,10 +108,12 @@ mod tests {
             put_at_unix_secs: 0,
             intent: Intent::Destroy,
             accepted: None,
+            accepted_order: None,
             converged: converged
                 .map(|generation| Answer { generation: Generation(generation), at_unix_secs: 0 }),
             refused: refused.map(|generation| Refused {
                 generation: Generation(generation),
+                digest: Digest::of(b"refused"),
                 at_unix_secs: 0,
                 rule: "rule".into(),
                 message: "message".into(),

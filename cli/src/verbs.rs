@@ -13,6 +13,7 @@ use crate::call;
 use crate::clock;
 use crate::context::Search;
 use crate::dev;
+use crate::events;
 use crate::follow::{Fate, Followed};
 use crate::message::Failure;
 use crate::plan::{self, render};
@@ -60,26 +61,31 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Verb::Describe(verb) => {
             let context = search.load()?;
-            let group = Admin::connect(&context).await?.group(&verb.group).await?;
+            let admin = Admin::connect(&context).await?;
+            let (group, link) = tokio::try_join!(admin.group(&verb.group), admin.link())?;
             if verb.json {
-                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&group)?));
+                let json = show::json::group(&group, &link);
+                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&json)?));
             } else {
                 crate::message::print(format_args!(
                     "{}",
-                    show::describe(&group, clock::now_unix_secs())
+                    show::describe(&group, &link, clock::now_unix_secs())
                 ));
             }
             Ok(ExitCode::SUCCESS)
         }
         Verb::Get(verb) => {
             let context = search.load()?;
-            let groups = Admin::connect(&context).await?.groups().await?;
+            let admin = Admin::connect(&context).await?;
+            let (groups, link) = tokio::try_join!(admin.groups(), admin.link())?;
             if verb.json {
-                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&groups)?));
+                let json: Vec<_> =
+                    groups.iter().map(|group| show::json::group(group, &link)).collect();
+                crate::message::print(format_args!("{}\n", serde_json::to_string_pretty(&json)?));
             } else {
                 crate::message::print(format_args!(
                     "{}",
-                    show::groups(&groups, clock::now_unix_secs())
+                    show::groups(&groups, &link, clock::now_unix_secs())
                 ));
             }
             Ok(ExitCode::SUCCESS)
@@ -97,6 +103,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Events(verb) => events::run(&search.load()?, &verb).await,
         Verb::Call(verb) => call::run(&search.load()?, &verb).await,
         Verb::Supervise(_) => unreachable!("taken before the runtime starts"),
     }
@@ -145,22 +152,26 @@ fn outcome_json(outcome: &Outcome) -> serde_json::Value {
     match outcome {
         Outcome::NothingToDo | Outcome::Declined => {}
         Outcome::Put(put) => {
-            for (name, generation) in put {
-                groups.insert(name.to_string(), group("put", json!({"generation": generation})));
+            for (name, order) in put {
+                groups.insert(name.to_string(), group("put", json!(order)));
             }
         }
-        Outcome::Followed(Followed { fates, pending }) => {
+        Outcome::Followed(Followed { orders, fates, pending }) => {
             for (name, fate) in fates {
+                let order = json!(orders.get(name));
                 let entry = match fate {
-                    Fate::Converged => group("converged", json!({})),
+                    Fate::Converged => group("converged", order),
                     Fate::Refused(refused) => group("refused", json!(refused)),
-                    Fate::Superseded(by) => group("superseded", json!({"by": by})),
+                    Fate::Superseded(by) => {
+                        let mut entry = group("superseded", order);
+                        entry["by"] = json!(by);
+                        entry
+                    }
                 };
                 groups.insert(name.to_string(), entry);
             }
-            for (name, generation) in pending {
-                groups
-                    .insert(name.to_string(), group("pending", json!({"generation": generation})));
+            for (name, order) in pending {
+                groups.insert(name.to_string(), group("pending", json!(order)));
             }
         }
     }

@@ -1,6 +1,8 @@
 //! A group as the broker knows it: desired next to answered next to observed, parsed once.
 
-use anyhow::Context as _;
+use std::fmt;
+
+use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use outstation_api::admin;
@@ -10,6 +12,19 @@ use outstation_protocol::order::{Intent, Order};
 
 use crate::plan::Newest;
 
+/// Which order of a group: every line about one names both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct OrderId {
+    pub generation: Generation,
+    pub digest: Digest,
+}
+
+impl fmt::Display for OrderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {} {}", self.generation, self.digest.short())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GroupView {
     pub name: GroupName,
@@ -18,10 +33,33 @@ pub struct GroupView {
     pub put_at_unix_secs: u64,
     /// The newest order's.
     pub intent: Intent,
-    pub accepted: Option<Answer>,
+    pub accepted: Option<Accepted>,
+    /// What was accepted, if that is not the newest order and the broker has it.
+    pub accepted_order: Option<AcceptedOrder>,
     pub refused: Option<Refused>,
     pub converged: Option<Answer>,
     pub status: Option<Status>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Accepted {
+    pub generation: Generation,
+    pub digest: Digest,
+    pub at_unix_secs: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AcceptedOrder {
+    pub put_at_unix_secs: u64,
+    pub intent: Intent,
+}
+
+/// The order that the account acts on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct InForce<'a> {
+    pub order: OrderId,
+    /// What it says and when it was put; none if this broker does not have it.
+    pub known: Option<(&'a Intent, u64)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +71,7 @@ pub struct Answer {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Refused {
     pub generation: Generation,
+    pub digest: Digest,
     pub at_unix_secs: u64,
     pub rule: String,
     pub message: String,
@@ -59,6 +98,8 @@ pub struct Held {
     pub rule: String,
     pub message: String,
     pub hint: String,
+    /// 0 when the broker does not know.
+    pub since_unix_secs: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -81,16 +122,43 @@ pub struct Node {
 impl GroupView {
     pub fn newest(&self) -> Newest {
         let refused = self
-            .refused
-            .as_ref()
-            .filter(|refused| refused.generation == self.generation)
+            .refusal_of(self.generation)
             .map(|refused| format!("{}: {}", refused.rule, refused.message));
+        let present = match self.accepted_order.as_ref().map(|order| &order.intent) {
+            Some(Intent::Apply(spec)) => Some(spec.clone()),
+            Some(Intent::Destroy) | None => None,
+        };
         Newest {
             generation: self.generation,
             digest: self.digest,
             intent: self.intent.clone(),
             refused,
+            present,
         }
+    }
+
+    pub fn newest_order(&self) -> OrderId {
+        OrderId { generation: self.generation, digest: self.digest }
+    }
+
+    /// What the account acts on; nothing as long as it has accepted nothing.
+    pub fn in_force(&self) -> Option<InForce<'_>> {
+        let Accepted { generation, digest, .. } = *self.accepted.as_ref()?;
+        let order = OrderId { generation, digest };
+        let known = if order == self.newest_order() {
+            Some((&self.intent, self.put_at_unix_secs))
+        } else {
+            self.accepted_order.as_ref().map(|order| (&order.intent, order.put_at_unix_secs))
+        };
+        Some(InForce { order, known })
+    }
+
+    /// The order whose spec is shown: the one in force, and before there is any the newest.
+    pub fn shown(&self) -> InForce<'_> {
+        self.in_force().unwrap_or(InForce {
+            order: self.newest_order(),
+            known: Some((&self.intent, self.put_at_unix_secs)),
+        })
     }
 
     /// Whether the account has done what `generation` or a later one says.
@@ -111,9 +179,11 @@ impl GroupView {
 
     /// In one word; before the agent has reported, what is known without it.
     pub fn phase(&self) -> &str {
-        match &self.status {
-            Some(status) => &status.phase,
-            None => "PENDING",
+        match (&self.status, &self.accepted) {
+            (Some(status), _) => &status.phase,
+            // The agent has started again and has not looked at the account yet.
+            (None, Some(_)) => "UNKNOWN",
+            (None, None) => "PENDING",
         }
     }
 }
@@ -122,12 +192,38 @@ impl TryFrom<admin::Group> for GroupView {
     type Error = anyhow::Error;
 
     fn try_from(group: admin::Group) -> anyhow::Result<GroupView> {
-        let envelope = Envelope::from_json(&group.envelope)
+        let (envelope, order) = read_order(&group.envelope)
             .with_context(|| format!("read the newest order of {:?}", group.name))?;
-        let order = Order::from_envelope(&envelope)
-            .with_context(|| format!("read the newest order of {:?}", group.name))?;
-        let answer =
-            |generation, at_unix_secs| Answer { generation: Generation(generation), at_unix_secs };
+        let accepted = group.accepted.map(|accepted| {
+            anyhow::Ok(Accepted {
+                generation: Generation(accepted.generation),
+                digest: Digest::try_from(accepted.digest.as_str())?,
+                at_unix_secs: accepted.at_unix_secs,
+            })
+        });
+        let accepted = accepted.transpose().context("read what was accepted")?;
+        let accepted_order = match (&accepted, group.accepted_order) {
+            (Some(accepted), Some(raw)) => {
+                let (envelope, order) = read_order(&raw.envelope)
+                    .with_context(|| format!("read the accepted order of {:?}", group.name))?;
+                if envelope.digest() != accepted.digest {
+                    bail!("the broker shows another order of {:?} than was accepted", group.name);
+                }
+                let intent = order.intent;
+                Some(AcceptedOrder { put_at_unix_secs: raw.put_at_unix_secs, intent })
+            }
+            (None, _) | (_, None) => None,
+        };
+        let refused = group.refused.map(|refused| {
+            anyhow::Ok(Refused {
+                generation: Generation(refused.generation),
+                digest: Digest::try_from(refused.digest.as_str())?,
+                at_unix_secs: refused.at_unix_secs,
+                rule: refused.rule,
+                message: refused.message,
+                hint: refused.hint,
+            })
+        });
         Ok(GroupView {
             // From the order itself, not from what the broker says about it.
             name: order.group,
@@ -135,18 +231,22 @@ impl TryFrom<admin::Group> for GroupView {
             digest: envelope.digest(),
             put_at_unix_secs: group.put_at_unix_secs,
             intent: order.intent,
-            accepted: group.accepted.map(|a| answer(a.generation, a.at_unix_secs)),
-            converged: group.converged.map(|c| answer(c.generation, c.at_unix_secs)),
-            refused: group.refused.map(|refused| Refused {
-                generation: Generation(refused.generation),
-                at_unix_secs: refused.at_unix_secs,
-                rule: refused.rule,
-                message: refused.message,
-                hint: refused.hint,
+            accepted,
+            accepted_order,
+            converged: group.converged.map(|converged| Answer {
+                generation: Generation(converged.generation),
+                at_unix_secs: converged.at_unix_secs,
             }),
+            refused: refused.transpose().context("read what was refused")?,
             status: group.status.map(Status::from),
         })
     }
+}
+
+fn read_order(envelope: &[u8]) -> anyhow::Result<(Envelope, Order)> {
+    let envelope = Envelope::from_json(envelope)?;
+    let order = Order::from_envelope(&envelope)?;
+    Ok((envelope, order))
 }
 
 impl From<admin::GroupStatus> for Status {
@@ -167,6 +267,7 @@ impl From<admin::GroupStatus> for Status {
                     rule: held.rule,
                     message: held.message,
                     hint: held.hint,
+                    since_unix_secs: held.since_unix_secs,
                 })
                 .collect(),
             drift: status

@@ -70,10 +70,9 @@ pub fn read_data_plane(raw: api::DataPlane) -> Result<DataPlane, IdError> {
     })
 }
 
-pub fn event(event: EventRecord) -> api::Event {
+pub fn event(log: &str, event: EventRecord) -> api::Event {
     api::Event {
-        sequence: event.sequence,
-        run: event.run,
+        cursor: Some(api::Cursor { log: log.into(), run: event.run, sequence: event.sequence }),
         at_unix_secs: event.at_unix_secs,
         group: event.group.map(String::from).unwrap_or_default(),
         generation: event.generation.map(|generation| generation.0),

@@ -60,8 +60,10 @@ impl Tail {
 }
 
 fn messages(batch: Batch) -> Vec<What> {
-    let gap = batch.gap.map(|gap| What::Gap(convert::gap(gap)));
-    let events = batch.events.into_iter().map(|event| What::Event(convert::event(event)));
-    let reached = What::Reached(convert::reached(batch.reached, batch.newest));
-    gap.into_iter().chain(events).chain([reached]).collect()
+    let Batch { gap, events, reached, newest } = batch;
+    let gap = gap.map(|gap| What::Gap(convert::gap(gap)));
+    let events = events.into_iter().map(|it| What::Event(convert::event(&reached.log, it)));
+    let mut messages: Vec<What> = gap.into_iter().chain(events).collect();
+    messages.push(What::Reached(convert::reached(reached, newest)));
+    messages
 }

@@ -50,6 +50,15 @@ impl Store {
         .await
     }
 
+    /// Writes that this broker runs, and so hears its agents.
+    pub async fn alive(&self, now_unix_secs: u64) -> Result<(), StoreError> {
+        self.run(move |connection| {
+            connection.execute("UPDATE event_log SET alive_at = ?1", [integer(now_unix_secs)])?;
+            Ok(())
+        })
+        .await
+    }
+
     pub async fn certified(
         &self,
         id: AgentId,
@@ -108,27 +117,36 @@ impl Store {
     }
 }
 
-/// A broker that was killed could not say goodbye; the start of the next one is the best guess.
+/// A broker that was killed could not say goodbye. It heard its agents until it last wrote that it
+/// runs: to take the start of the next one instead would make old statuses look fresh.
 pub(super) fn disconnect_all(
     connection: &Connection,
     now_unix_secs: u64,
 ) -> Result<(), StoreError> {
     let transaction = connection.unchecked_transaction()?;
+    let alive_at = alive_at(&transaction, now_unix_secs)?;
     let connected: Vec<String> = transaction
         .prepare("SELECT id FROM agents WHERE connected = 1 ORDER BY id")?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     for id in connected {
         let id = read_id("an agent id", AgentId::try_from(id))?;
-        let message = "the broker ended without a goodbye; this is the time of its next start";
+        let ago = now_unix_secs.saturating_sub(alive_at);
+        let message = format!("the broker was killed, {ago} s or less before this start");
         let event = of_agent(EventKind::AgentDisconnected, message);
         log(&transaction, &id, event, now_unix_secs)?;
     }
     transaction.execute(
-        "UPDATE agents SET connected = 0, since = ?1 WHERE connected = 1",
-        [integer(now_unix_secs)],
+        "UPDATE agents SET connected = 0, since = MAX(since, ?1) WHERE connected = 1",
+        [integer(alive_at)],
     )?;
     Ok(transaction.commit()?)
+}
+
+/// When a broker last wrote that it runs; for a database that never heard of it, now.
+fn alive_at(connection: &Connection, now_unix_secs: u64) -> Result<u64, StoreError> {
+    let at = connection.query_row("SELECT alive_at FROM event_log", [], |row| row.get(0))?;
+    Ok(if at == 0 { now_unix_secs } else { unsigned(at).min(now_unix_secs) })
 }
 
 /// Events of an agent that enrolled; of any other there is no data plane to file them under.

@@ -71,9 +71,11 @@ const SCHEMA_2: &str = "
     CREATE TABLE event_log (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         log TEXT NOT NULL,
-        run TEXT NOT NULL
+        run TEXT NOT NULL,
+        -- When a broker last wrote that it runs.
+        alive_at INTEGER NOT NULL
     ) STRICT;
-    INSERT INTO event_log (id, log, run) VALUES (1, lower(hex(randomblob(8))), '');
+    INSERT INTO event_log (id, log, run, alive_at) VALUES (1, lower(hex(randomblob(8))), '', 0);
 
     -- What happened, by number within its data plane; the oldest go first.
     CREATE TABLE events (

@@ -71,6 +71,10 @@ async fn next_event(stream: &mut Streaming<api::WatchEventsResponse>) -> api::Ev
     }
 }
 
+fn number(event: &api::Event) -> u64 {
+    event.cursor.as_ref().expect("a cursor").sequence
+}
+
 async fn put(broker: &Running, name: &str, generation: u64, parent: Option<&Envelope>) -> Envelope {
     let envelope = order(name, generation, parent).into_envelope();
     let request = api::PutOrderRequest { envelope: envelope.to_json().into() };
@@ -174,7 +178,7 @@ async fn a_story_is_told_in_order_with_its_ids() {
         assert!(words(&event).starts_with(wanted), "{event:?} should start with {wanted:?}");
         told.push(event);
     }
-    let numbers: Vec<u64> = told.iter().map(|event| event.sequence).collect();
+    let numbers: Vec<u64> = told.iter().map(number).collect();
     assert_eq!(numbers, (1..=wanted.len() as u64).collect::<Vec<_>>());
     for event in &told {
         let by_agent = event.kind != "order_put";
@@ -197,8 +201,8 @@ async fn a_story_is_told_in_order_with_its_ids() {
     let nothing = read(&broker, of_another).await;
     assert!(nothing.events.is_empty() && nothing.gap.is_none());
     assert_eq!(nothing.cursor.expect("it looked at all").sequence, 13);
-    let number = |sequence| Some(api::Cursor { sequence, ..api::Cursor::default() });
-    let behind = api::WatchEventsRequest { after: number(11), ..request(false) };
+    let typed = Some(api::Cursor { sequence: 11, ..api::Cursor::default() });
+    let behind = api::WatchEventsRequest { after: typed, ..request(false) };
     assert_eq!(read(&broker, behind).await.events, told[11..]);
     let future = api::WatchEventsRequest { since_unix_secs: u64::MAX / 4, ..request(false) };
     assert!(read(&broker, future).await.events.is_empty());
@@ -295,15 +299,14 @@ async fn a_reader_goes_on_behind_its_cursor_when_the_broker_is_back() {
     for generation in 4..=6 {
         parent = Some(put(&broker, "delay", generation, parent.as_ref()).await);
         let event = next_event(&mut stream).await;
-        assert_eq!((event.sequence, event.generation), (generation, Some(generation)));
-        assert_ne!(event.run, before.events[0].run, "another run of the broker");
+        assert_eq!((number(&event), event.generation), (generation, Some(generation)));
+        let run = |event: &api::Event| event.cursor.as_ref().expect("a cursor").run.clone();
+        assert_ne!(run(&event), run(&before.events[0]), "another run of the broker");
     }
     // A cursor in the middle, of a run that has ended.
-    let middle = &before.events[1];
-    let log = before.cursor.expect("a cursor").log;
-    let cursor = api::Cursor { log, run: middle.run.clone(), sequence: middle.sequence };
-    let rest = read(&broker, api::WatchEventsRequest { after: Some(cursor), ..request(false) });
-    let rest: Vec<u64> = rest.await.events.iter().map(|event| event.sequence).collect();
+    let after = before.events[1].cursor.clone();
+    let rest = read(&broker, api::WatchEventsRequest { after, ..request(false) }).await;
+    let rest: Vec<u64> = rest.events.iter().map(number).collect();
     assert_eq!(rest, [3, 4, 5, 6]);
     broker.stop().await;
 }
@@ -319,7 +322,7 @@ async fn a_slow_reader_gets_every_event_once() {
         parent = Some(put(&broker, "delay", generation, parent.as_ref()).await);
     }
     for sequence in 1..=EVENTS {
-        assert_eq!(next_event(&mut slow).await.sequence, sequence);
+        assert_eq!(number(&next_event(&mut slow).await), sequence);
     }
     let all = read(&broker, request(false)).await;
     assert_eq!(all.events.len() as u64, EVENTS);
@@ -345,8 +348,8 @@ async fn the_oldest_events_go_and_a_reader_hears_of_it() {
     let gap = found.gap.expect("events are missing");
     assert_eq!((gap.reason(), gap.after, gap.resumes_after), (Reason::Pruned, 1, 2));
     assert_eq!(found.events.len() as u64, EVENTS_MAX);
-    assert_eq!(found.events[0].sequence, 3);
-    assert_eq!(found.events.last().expect("the newest").sequence, EVENTS_MAX + 2);
+    assert_eq!(number(&found.events[0]), 3);
+    assert_eq!(number(found.events.last().expect("the newest")), EVENTS_MAX + 2);
     // Whoever asks for what there is misses nothing; of another group as little.
     assert_eq!(read(&broker, request(false)).await.gap, None);
     broker.stop().await;
@@ -583,8 +586,11 @@ async fn agents_come_and_go_and_forget() {
         let done = store.take_over(lost.clone(), envelope, NOW).await.expect("an answer");
         assert_eq!(done, taken);
     }
+    store.alive(NOW + 3).await.expect("written");
     drop(store);
     let store = Store::open(&path, NOW + 5).expect("opens, as after a kill");
+    let gone = store.agent(agent.clone()).await.expect("read").expect("enrolled");
+    assert_eq!((gone.connected, gone.since_unix_secs), (false, NOW + 3), "no later than it ran");
     assert_eq!(
         log(&store).await,
         [
@@ -605,7 +611,7 @@ async fn agents_come_and_go_and_forget() {
     let batch = store.events(plane, Filter::default(), After::Nothing).await.expect("read");
     let messages: Vec<&str> = batch.events.iter().map(|event| event.message.as_str()).collect();
     assert_eq!(messages[3], "silent");
-    assert!(messages[11].starts_with("the broker ended without a goodbye"), "{messages:?}");
+    assert_eq!(messages[11], "the broker was killed, 2 s or less before this start");
     drop(store);
     // Of the group that has no order here nothing is kept.
     let connection = rusqlite::Connection::open(&path).expect("open");

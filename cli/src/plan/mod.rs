@@ -38,6 +38,8 @@ pub struct Newest {
     pub intent: Intent,
     /// Rule and message, if exactly this generation was refused.
     pub refused: Option<String>,
+    /// What the account acts on instead, if that is another order and no tombstone.
+    pub present: Option<GroupSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,9 @@ pub struct Plan {
     /// Environments that no present order names.
     pub new_environments: BTreeMap<EnvironmentName, DeclaredEnvironment>,
     pub changes: BTreeMap<GroupName, Change>,
+    /// Of these the newest order was refused: generation, rule and message. The account is still
+    /// as an older order says.
+    pub refused: BTreeMap<GroupName, (Generation, String)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +112,8 @@ pub fn plan(declared: &Declared, newest: &BTreeMap<GroupName, Newest>) -> Plan {
         .filter(|(_, environment)| !known.contains(&environment.digest))
         .map(|(name, environment)| (name.clone(), environment.clone()))
         .collect();
-    Plan { new_environments, changes }
+    let refused = refused(newest, &changes);
+    Plan { new_environments, changes, refused }
 }
 
 /// The plan of `destroy`: the groups named, or all of them.
@@ -117,7 +123,22 @@ pub fn plan_destroy(newest: &BTreeMap<GroupName, Newest>, only: Option<&GroupNam
         .filter(|(name, _)| only.is_none_or(|only| only == *name))
         .filter_map(|(name, held)| removal_of(held).map(|change| (name.clone(), change)))
         .collect();
-    Plan { new_environments: BTreeMap::new(), changes }
+    let refused = refused(newest, &changes);
+    Plan { new_environments: BTreeMap::new(), changes, refused }
+}
+
+fn refused(
+    newest: &BTreeMap<GroupName, Newest>,
+    changes: &BTreeMap<GroupName, Change>,
+) -> BTreeMap<GroupName, (Generation, String)> {
+    newest
+        .iter()
+        .filter(|(name, _)| changes.contains_key(*name))
+        .filter_map(|(name, newest)| {
+            let refused = newest.refused.clone()?;
+            Some((name.clone(), (newest.generation, refused)))
+        })
+        .collect()
 }
 
 fn change_of(spec: &GroupSpec, newest: Option<&Newest>) -> Change {
@@ -134,16 +155,18 @@ fn change_of(spec: &GroupSpec, newest: Option<&Newest>) -> Change {
 }
 
 fn removal_of(held: &Newest) -> Option<Change> {
-    match &held.intent {
-        Intent::Destroy => None,
-        Intent::Apply(spec) if spec.prevent_destroy => {
-            Some(Change::Forbidden { spec: spec.clone() })
-        }
-        Intent::Apply(spec) => Some(Change::Destroy { spec: spec.clone() }),
-    }
+    let spec = match &held.intent {
+        Intent::Apply(spec) => spec.clone(),
+        // Its end was refused: it is asked for again, as everything that was refused is.
+        Intent::Destroy => held.present.clone().filter(|_| held.refused.is_some())?,
+    };
+    Some(match spec.prevent_destroy {
+        true => Change::Forbidden { spec },
+        false => Change::Destroy { spec },
+    })
 }
 
-fn differences(from: &GroupSpec, to: &GroupSpec) -> Vec<FieldChange> {
+pub fn differences(from: &GroupSpec, to: &GroupSpec) -> Vec<FieldChange> {
     let mut fields = Vec::new();
     let mut compare = |field: &str, from: String, to: String| {
         if from != to {

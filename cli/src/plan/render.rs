@@ -59,6 +59,17 @@ pub fn text(plan: &Plan) -> String {
             }
             Change::Unchanged { .. } => {}
         }
+        match (change, plan.refused.get(name)) {
+            // Says so already.
+            (Change::Retry { .. }, _) | (_, None) => {}
+            (_, Some((generation, refused))) => {
+                let text = format!(
+                    "the newest order, generation {generation}, was refused by {refused}; the \
+                     account is still as an older one says"
+                );
+                line(&mut out, ' ', "", "", &text);
+            }
+        }
     }
     out.push_str(&closing(plan));
     out.push('\n');
@@ -132,6 +143,7 @@ struct ChangeJson<'a> {
     bundle: Digest,
     #[serde(skip_serializing_if = "Option::is_none")]
     fields: Option<&'a [FieldChange]>,
+    /// Of the newest order, which the change is made against.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<&'a str>,
 }
@@ -141,14 +153,15 @@ pub fn json(plan: &Plan) -> String {
         .changes
         .iter()
         .map(|(group, change)| {
-            let (action, spec, fields, refused) = match change {
-                Change::Create { spec } => ("create", spec, None, None),
-                Change::Update { spec, fields } => ("update", spec, Some(fields.as_slice()), None),
-                Change::Retry { spec, refused } => ("retry", spec, None, Some(refused.as_str())),
-                Change::Destroy { spec } => ("destroy", spec, None, None),
-                Change::Forbidden { spec } => ("forbidden", spec, None, None),
-                Change::Unchanged { spec } => ("unchanged", spec, None, None),
+            let (action, spec, fields) = match change {
+                Change::Create { spec } => ("create", spec, None),
+                Change::Update { spec, fields } => ("update", spec, Some(fields.as_slice())),
+                Change::Retry { spec, .. } => ("retry", spec, None),
+                Change::Destroy { spec } => ("destroy", spec, None),
+                Change::Forbidden { spec } => ("forbidden", spec, None),
+                Change::Unchanged { spec } => ("unchanged", spec, None),
             };
+            let refused = plan.refused.get(group).map(|(_, refused)| refused.as_str());
             ChangeJson {
                 action,
                 group,

@@ -50,6 +50,7 @@ fn newest(groups: &[(&str, u64, Intent)]) -> BTreeMap<GroupName, Newest> {
                 digest: Digest::of(group.as_bytes()),
                 intent: intent.clone(),
                 refused: None,
+                present: None,
             };
             (name(group), newest)
         })
@@ -111,7 +112,45 @@ fn a_refused_order_is_asked_again() {
     check(
         &declared(&[("delay", spec(3))]),
         &newest,
-        "~ transform    delay          nodes 90 -> 3\n1 group to update.\n",
+        "~ transform    delay          nodes 90 -> 3\n\
+         \u{20}                             the newest order, generation 4, was refused by \
+         nodes_per_group_max; the account is still as an older one says\n\
+         1 group to update.\n",
+    );
+    let json = render::json(&plan(&declared(&[("delay", spec(3))]), &newest));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("valid JSON");
+    assert_eq!(json["changes"][0]["refused"], "nodes_per_group_max");
+}
+
+/// A tombstone that the account refused leaves the group there.
+#[test]
+fn an_end_that_was_refused_is_asked_for_again() {
+    let refused_end = |present: Option<GroupSpec>| {
+        let mut newest = newest(&[("delay", 4, Intent::Destroy)]);
+        let delay = newest.get_mut(&name("delay")).expect("there");
+        (delay.refused, delay.present) = (Some("guardrail: destroy = never".into()), present);
+        newest
+    };
+    let again = "- transform    delay          3 nodes, environment flights, no longer declared\n\
+         \u{20}                             the newest order, generation 4, was refused by \
+         guardrail: destroy = never; the account is still as an older one says\n\
+         1 group to destroy.\n";
+    check(&declared(&[]), &refused_end(Some(spec(3))), again);
+    let destroy = plan_destroy(&refused_end(Some(spec(3))), Some(&name("delay")));
+    assert_eq!(render::text(&destroy), again);
+    let protected = GroupSpec { prevent_destroy: true, ..spec(3) };
+    assert_eq!(plan(&declared(&[]), &refused_end(Some(protected))).counts().forbidden, 1);
+    // Nothing was ever there.
+    check(&declared(&[]), &refused_end(None), "Nothing is declared and nothing is there.\n");
+    // Declared again, it is an order like any other.
+    check(
+        &declared(&[("delay", spec(3))]),
+        &refused_end(Some(spec(3))),
+        "+ environment  flights        sha256:ba5285161ba6…  python 3.11, outstation 0.1.0, 2 packages\n\
+         + transform    delay          3 nodes, environment flights\n\
+         \u{20}                             the newest order, generation 4, was refused by \
+         guardrail: destroy = never; the account is still as an older one says\n\
+         1 environment, 1 group to create.\n",
     );
 }
 

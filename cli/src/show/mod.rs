@@ -1,5 +1,7 @@
 //! What `describe`, `get` and `agents` print. Pure: `now` is an argument.
 
+pub mod conditions;
+pub mod json;
 pub mod table;
 
 use std::fmt::Write as _;
@@ -7,40 +9,35 @@ use std::fmt::Write as _;
 use outstation_api::admin::Agent;
 use outstation_protocol::model::GroupSpec;
 use outstation_protocol::order::Intent;
-use time::OffsetDateTime;
 
-use crate::view::{GroupView, Refused, Status};
+use self::conditions::{Condition, conditions, set_apart};
+use crate::link::{Link, Linked};
+use crate::view::{GroupView, Status};
 
 /// `3 s ago`, in the largest unit that leaves a number.
 pub fn ago(then_unix_secs: u64, now_unix_secs: u64) -> String {
+    format!("{} ago", span(then_unix_secs, now_unix_secs))
+}
+
+fn span(then_unix_secs: u64, now_unix_secs: u64) -> String {
     let secs = now_unix_secs.saturating_sub(then_unix_secs);
     match secs {
-        0..120 => format!("{secs} s ago"),
-        120..7200 => format!("{} min ago", secs / 60),
-        7200..172_800 => format!("{} h ago", secs / 3600),
-        _ => format!("{} d ago", secs / 86_400),
+        0..120 => format!("{secs} s"),
+        120..7200 => format!("{} min", secs / 60),
+        7200..172_800 => format!("{} h", secs / 3600),
+        _ => format!("{} d", secs / 86_400),
     }
 }
 
-/// `14:02` of today in UTC, with the date when it is another day.
-fn clock_time(at_unix_secs: u64, now_unix_secs: u64) -> String {
-    let parse = |secs: u64| {
-        i64::try_from(secs).ok().and_then(|secs| OffsetDateTime::from_unix_timestamp(secs).ok())
-    };
-    let (Some(at), Some(now)) = (parse(at_unix_secs), parse(now_unix_secs)) else {
-        return format!("at {at_unix_secs}");
-    };
-    let time = format!("{:02}:{:02} UTC", at.hour(), at.minute());
-    if at.date() == now.date() { time } else { format!("{} {time}", at.date()) }
-}
-
-pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
+pub fn describe(group: &GroupView, link: &Link, now_unix_secs: u64) -> String {
     let mut out = String::new();
-    let kind = match &group.intent {
-        Intent::Apply(spec) => format!("  {}", spec.kind),
-        Intent::Destroy => String::new(),
+    let shown = group.shown();
+    let kind = match shown.known {
+        Some((Intent::Apply(spec), _)) => format!("  {}", spec.kind),
+        Some((Intent::Destroy, _)) | None => String::new(),
     };
-    write!(out, "{}{kind}  {}", group.name, group.phase()).expect("writing to a string");
+    let stale = link.stale_since_unix_secs(group);
+    write!(out, "{}{kind}  {}", group.name, phase(group, stale)).expect("writing to a string");
     if let Some(status) = &group.status {
         let Status { desired_nodes, observed_nodes, ready_nodes, .. } = status;
         write!(out, "   desired {desired_nodes}  observed {observed_nodes}  ready {ready_nodes}")
@@ -51,57 +48,87 @@ pub fn describe(group: &GroupView, now_unix_secs: u64) -> String {
     let mut row = |label: &str, text: &str| {
         writeln!(out, "  {label:<12} {text}").expect("writing to a string");
     };
+    if let Some(since) = stale {
+        row(
+            "STALE",
+            &format!(
+                "nothing has been heard of this group for {}: phase, counts and nodes are as of then",
+                span(since, now_unix_secs)
+            ),
+        );
+    }
     if let Some(status) = &group.status {
         let since = ago(status.phase_since_unix_secs, now_unix_secs);
         row("reason", &format!("{} (since {since})", status.reason));
     } else {
         row("reason", "the account agent has not reported on this group yet");
     }
-    match &group.intent {
-        Intent::Apply(spec) => spec_rows(spec, &mut row),
-        Intent::Destroy => row("order", "destroy this group"),
+    row("order", &shown.order.to_string());
+    match shown.known {
+        Some((Intent::Apply(spec), _)) => spec_rows(spec, &mut row),
+        Some((Intent::Destroy, _)) => row("", "destroy this group"),
+        None => row("", "this broker does not have it: its database is older than the account"),
     }
-    // An order that was accepted since makes an older refusal history.
-    let accepted = group.accepted.as_ref().map(|accepted| accepted.generation);
-    let standing = |refused: &&Refused| accepted.is_none_or(|at| refused.generation > at);
-    if let Some(refused) = group.refused.as_ref().filter(standing) {
-        row(
-            "refused",
-            &format!(
-                "generation {}, {}: {}: {}",
-                refused.generation,
-                ago(refused.at_unix_secs, now_unix_secs),
-                refused.rule,
-                refused.message
-            ),
-        );
-        row("", &format!("hint: {}", refused.hint));
+    if let Some((label, text)) = set_apart(group, now_unix_secs) {
+        row(label, &text);
     }
-    if let Some(status) = &group.status {
-        status_rows(status, now_unix_secs, &mut row);
-        if !status.nodes.is_empty() {
-            out.push_str(&nodes(status, now_unix_secs));
-        }
+    out.push_str(&condition_table(&conditions(group, link), now_unix_secs));
+    if let Some(status) = &group.status
+        && !status.nodes.is_empty()
+    {
+        out.push_str(&nodes(status, now_unix_secs));
     }
     out
 }
 
+/// `was READY`: what was seen last is not taken for what is.
+fn phase(group: &GroupView, stale_since_unix_secs: Option<u64>) -> String {
+    let was = if stale_since_unix_secs.is_some() { "was " } else { "" };
+    format!("{was}{}", group.phase())
+}
+
+/// Of the order in force, and when the account has last answered to it.
 fn answers(group: &GroupView, now_unix_secs: u64) -> String {
-    let mut text = format!("generation {}", group.generation);
-    for (what, answer) in [("accepted", &group.accepted), ("converged", &group.converged)] {
-        if let Some(answer) = answer {
-            let ago = ago(answer.at_unix_secs, now_unix_secs);
-            write!(text, ", {what} {ago}").expect("writing to a string");
-            if answer.generation != group.generation {
-                write!(text, " (generation {})", answer.generation).expect("writing to a string");
-            }
+    let order = group.shown().order;
+    let mut text = format!("generation {}", order.generation);
+    if let Some(accepted) = &group.accepted {
+        let ago = ago(accepted.at_unix_secs, now_unix_secs);
+        write!(text, ", accepted {ago}").expect("writing to a string");
+    }
+    if let Some(converged) = &group.converged {
+        let ago = ago(converged.at_unix_secs, now_unix_secs);
+        write!(text, ", converged {ago}").expect("writing to a string");
+        if converged.generation != order.generation {
+            write!(text, " (generation {})", converged.generation).expect("writing to a string");
         }
     }
-    if group.accepted.is_none() && group.refused.is_none() {
+    if group.accepted.is_none() {
         let ago = ago(group.put_at_unix_secs, now_unix_secs);
-        write!(text, ", put {ago}, not answered yet").expect("writing to a string");
+        let answer = match group.refusal_of(order.generation) {
+            Some(_) => "refused",
+            None => "not answered yet",
+        };
+        write!(text, ", put {ago}, {answer}").expect("writing to a string");
     }
     text
+}
+
+fn condition_table(conditions: &[Condition], now_unix_secs: u64) -> String {
+    let mut rows = Vec::new();
+    for condition in conditions {
+        let was = if condition.stale { "was " } else { "" };
+        let since = condition.since_unix_secs;
+        rows.push(vec![
+            format!("  {}", condition.name),
+            format!("{was}{}", condition.state),
+            since.map_or("-".into(), |since| ago(since, now_unix_secs)),
+            condition.reason.clone(),
+        ]);
+        if let Some(hint) = &condition.hint {
+            rows.push(vec!["".into(), "".into(), "".into(), format!("hint: {hint}")]);
+        }
+    }
+    table::render(&["  CONDITION", "STATE", "SINCE", "REASON"], &rows)
 }
 
 fn spec_rows(spec: &GroupSpec, row: &mut impl FnMut(&str, &str)) {
@@ -127,27 +154,6 @@ fn spec_rows(spec: &GroupSpec, row: &mut impl FnMut(&str, &str)) {
     }
 }
 
-fn status_rows(status: &Status, now_unix_secs: u64, row: &mut impl FnMut(&str, &str)) {
-    if status.held.is_empty() {
-        row("held", "nothing");
-    }
-    for held in &status.held {
-        let generation = held
-            .generation
-            .map_or(String::new(), |generation| format!("generation {generation}: "));
-        row("held", &format!("{generation}{}: {}", held.rule, held.message));
-        row("", &format!("hint: {}", held.hint));
-    }
-    if status.drift.is_empty() {
-        row("drift", "none");
-    }
-    for drift in &status.drift {
-        let outcome = if drift.repaired { "repaired" } else { "not repaired" };
-        let at = clock_time(drift.at_unix_secs, now_unix_secs);
-        row("drift", &format!("{}, {outcome} {at}", drift.change));
-    }
-}
-
 fn nodes(status: &Status, now_unix_secs: u64) -> String {
     let rows: Vec<Vec<String>> = status
         .nodes
@@ -168,38 +174,35 @@ fn nodes(status: &Status, now_unix_secs: u64) -> String {
     table::render(&["  NODE", "PHASE", "ENDPOINT", "FUNCTIONS", "SINCE", "REASON"], &rows)
 }
 
-pub fn groups(groups: &[GroupView], now_unix_secs: u64) -> String {
+pub fn groups(groups: &[GroupView], link: &Link, now_unix_secs: u64) -> String {
     let rows: Vec<Vec<String>> = groups
         .iter()
         .map(|group| {
-            let (kind, environment) = match &group.intent {
-                Intent::Apply(spec) => (spec.kind.to_string(), spec.environment.name.to_string()),
-                Intent::Destroy => ("-".into(), "-".into()),
+            let shown = group.shown();
+            let (kind, environment) = match shown.known {
+                Some((Intent::Apply(spec), _)) => {
+                    (spec.kind.to_string(), spec.environment.name.to_string())
+                }
+                Some((Intent::Destroy, _)) | None => ("-".into(), "-".into()),
             };
             let count = |pick: fn(&Status) -> u32| {
                 group.status.as_ref().map_or("-".to_owned(), |status| pick(status).to_string())
             };
-            let note = match group.refusal_of(group.generation) {
-                Some(refused) => format!("refused: {}", refused.message),
-                None => {
-                    group.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default()
-                }
-            };
             vec![
                 group.name.to_string(),
                 kind,
-                group.phase().to_owned(),
+                phase(group, link.stale_since_unix_secs(group)),
                 count(|status| status.desired_nodes),
                 count(|status| status.observed_nodes),
                 count(|status| status.ready_nodes),
-                group.generation.to_string(),
+                shown.order.generation.to_string(),
                 environment,
-                ago(group.put_at_unix_secs, now_unix_secs),
-                note,
+                shown.known.map_or("-".into(), |(_, put_at)| ago(put_at, now_unix_secs)),
+                note(group),
             ]
         })
         .collect();
-    table::render(
+    let mut out = table::render(
         &[
             "GROUP",
             "KIND",
@@ -213,7 +216,49 @@ pub fn groups(groups: &[GroupView], now_unix_secs: u64) -> String {
             "REASON",
         ],
         &rows,
-    )
+    );
+    writeln!(out, "{}", link_line(link, now_unix_secs)).expect("writing to a string");
+    out
+}
+
+/// What is wrong with the newest order, else why the phase is what it is.
+fn note(group: &GroupView) -> String {
+    let reason = group.status.as_ref().map(|status| status.reason.clone()).unwrap_or_default();
+    let newest = group.generation;
+    let in_force = group.in_force().map(|in_force| in_force.order.generation);
+    match (group.refusal_of(newest), in_force) {
+        (Some(refused), _) => format!("generation {newest} refused: {}", refused.message),
+        (None, Some(generation)) if generation < newest => {
+            format!("generation {newest} not answered yet; {reason}")
+        }
+        (None, Some(generation)) if generation > newest => {
+            format!("this broker knows generation {newest} only; {reason}")
+        }
+        (None, Some(_) | None) => reason,
+    }
+}
+
+/// Who is connected since when, in one line.
+fn link_line(link: &Link, now_unix_secs: u64) -> String {
+    let since = |linked: &Linked| span(linked.since_unix_secs, now_unix_secs);
+    match link {
+        Link::Never => "No account agent has enrolled.".into(),
+        Link::Up { agents } => {
+            let agents: Vec<String> = agents
+                .iter()
+                .map(|linked| {
+                    let Linked { agent, release, .. } = linked;
+                    format!("{agent} (release {release}) connected for {}", since(linked))
+                })
+                .collect();
+            format!("Account agent {}.", agents.join(", "))
+        }
+        Link::Down { last } => format!(
+            "Account agent {} is NOT connected, for {} now: phases and counts are as of then.",
+            last.agent,
+            since(last)
+        ),
+    }
 }
 
 pub fn agents(agents: &[Agent], now_unix_secs: u64) -> String {
