@@ -178,7 +178,8 @@ async fn session(
             Err(error) => crate::chain(error),
         };
         info!(%agent, data_plane = %driver.data_plane, reason, "disconnected");
-        shared.store.disconnected(agent.clone(), reason, clock::unix_secs()).await?;
+        let plane = driver.data_plane.clone();
+        shared.store.disconnected(plane, agent.clone(), reason, clock::unix_secs()).await?;
     }
     if ended.is_ok() {
         finish(driver.writer.into_inner()).await;
@@ -245,9 +246,15 @@ impl Driver<'_> {
                     None => return Ok("the agent ended the session".into()),
                 },
                 change = self.changes.recv() => {
-                    if self.concerns_us(change) {
-                        let set = self.shared.store.desired_set(self.data_plane.clone()).await?;
+                    let news = self.news(change);
+                    let plane = &self.data_plane;
+                    if news.set {
+                        let set = self.shared.store.desired_set(plane.clone()).await?;
                         self.machine.handle_set(set);
+                    }
+                    if news.stored {
+                        let stored = self.shared.store.reports(plane.clone()).await?;
+                        self.machine.handle_stored(stored);
                     }
                 }
             }
@@ -338,21 +345,44 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Whether the desired set may be another one now. Takes all that is waiting at once.
-    fn concerns_us(&mut self, first: Result<Change, RecvError>) -> bool {
-        let ours =
-            |change: &Change| change.what == Changed::Order && change.data_plane == self.data_plane;
-        let mut concerned = match first {
-            Ok(change) => ours(&change),
-            Err(RecvError::Lagged(_)) => true,
-            Err(RecvError::Closed) => false,
-        };
+    /// What changed for this session. Takes all that is waiting at once.
+    fn news(&mut self, first: Result<Change, RecvError>) -> News {
+        let mut news = News::default();
+        let data_plane = &self.data_plane;
+        match first {
+            Ok(change) => news.take(data_plane, change),
+            Err(RecvError::Lagged(_)) => news = News::ALL,
+            Err(RecvError::Closed) => {}
+        }
         loop {
             match self.changes.try_recv() {
-                Ok(change) => concerned |= ours(&change),
-                Err(TryRecvError::Lagged(_)) => concerned = true,
-                Err(TryRecvError::Empty | TryRecvError::Closed) => return concerned,
+                Ok(change) => news.take(data_plane, change),
+                Err(TryRecvError::Lagged(_)) => news = News::ALL,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return news,
             }
+        }
+    }
+}
+
+/// What may be another now.
+#[derive(Default)]
+struct News {
+    set: bool,
+    /// What the store holds of the agent's answers.
+    stored: bool,
+}
+
+impl News {
+    const ALL: News = News { set: true, stored: true };
+
+    fn take(&mut self, data_plane: &DataPlane, change: Change) {
+        if change.data_plane != *data_plane {
+            return;
+        }
+        match change.what {
+            Changed::Order(_) => self.set = true,
+            Changed::AgentLeft => self.stored = true,
+            Changed::Answer(_) => {}
         }
     }
 }

@@ -451,3 +451,37 @@ fn a_hello_that_does_not_fit_its_certificate_is_turned_away() {
         assert_eq!(session.poll_output(), None);
     }
 }
+
+/// Two agents serve one data plane for a while; when one has left, the store shall hold what the
+/// other stands by.
+#[test]
+fn what_another_agent_left_behind_is_settled() {
+    let mut world = World::new(None);
+    world.put(0, 1);
+    world.settle();
+    let recorded = world.store.recorded.clone();
+    assert!(!recorded.is_empty());
+
+    world.store.recorded.clear();
+    world.settle();
+    assert!(world.store.recorded.is_empty(), "this session does not know of it");
+    world.broker.handle_stored(Reports::new());
+    world.settle();
+    assert_eq!(world.store.recorded, recorded);
+}
+
+#[test]
+fn ends_that_cannot_agree_do_not_storm() {
+    let now = Instant::now();
+    let mut session = broker(&Store::default(), now);
+    session.handle_message(ToBroker::Hello(hello()), now);
+    let mut asked = |at: Instant| {
+        let reports_hash = Digest::of(b"something else");
+        session.handle_message(ToBroker::Heartbeat { reports_hash }, at);
+        std::iter::from_fn(|| session.poll_output())
+            .filter(|output| *output == BrokerOutput::Send(ToAgent::SendReports))
+            .count()
+    };
+    let at = |secs| now + Duration::from_secs(secs);
+    assert_eq!([0, 0, 1, 4, 5, 6, 10].map(|secs| asked(at(secs))), [1, 0, 0, 0, 1, 0, 1]);
+}

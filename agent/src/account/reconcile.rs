@@ -22,6 +22,8 @@ use super::status::{Memory, assess};
 pub const LOOK_MIN: Duration = Duration::from_millis(200);
 /// While something is under way.
 const LOOK_BUSY: Duration = Duration::from_secs(1);
+/// So many looks that show nothing new are no reason to slow down: instances take their time.
+const LOOKS_PATIENT: u32 = 10;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(120);
 
@@ -29,6 +31,14 @@ const RETRY_MAX: Duration = Duration::from_secs(120);
 struct Backoff {
     attempts: u32,
     until: Instant,
+}
+
+/// What a look came to.
+struct Seen {
+    /// Every group is as ordered.
+    settled: bool,
+    /// Something is different from the look before.
+    news: bool,
 }
 
 pub struct Reconciler {
@@ -40,12 +50,14 @@ pub struct Reconciler {
     backoffs: BTreeMap<GroupName, Backoff>,
     /// Looks in a row that failed.
     failures: u32,
+    /// Looks in a row that showed nothing new while something was still to come.
+    unchanged: u32,
 }
 
 impl Reconciler {
     pub fn new(shared: Arc<Shared>, aws: Aws, jitter: StdRng) -> Reconciler {
         let (memories, backoffs) = (BTreeMap::new(), BTreeMap::new());
-        Reconciler { shared, aws, jitter, memories, backoffs, failures: 0 }
+        Reconciler { shared, aws, jitter, memories, backoffs, failures: 0, unchanged: 0 }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -68,9 +80,11 @@ impl Reconciler {
     /// happens before.
     pub async fn step(&mut self) -> Duration {
         match self.look().await {
-            Ok(settled) => {
+            Ok(seen) => {
                 self.failures = 0;
-                if settled { self.shared.config.reconcile_interval() } else { LOOK_BUSY }
+                self.unchanged = if seen.news { 0 } else { self.unchanged.saturating_add(1) };
+                let interval = self.shared.config.reconcile_interval();
+                if seen.settled { interval } else { waiting(self.unchanged).min(interval) }
             }
             Err(error) => {
                 self.failures += 1;
@@ -82,8 +96,7 @@ impl Reconciler {
         }
     }
 
-    /// True when every group is as ordered.
-    async fn look(&mut self) -> Result<bool, CallError> {
+    async fn look(&mut self) -> Result<Seen, CallError> {
         let guardrails = self.shared.refresh_guardrails();
         let mut observed = match &guardrails {
             Ok(guardrails) => {
@@ -172,13 +185,13 @@ impl Reconciler {
         self.shared.look.notify_one();
     }
 
-    /// Tells what every group looks like. True when all are as ordered.
+    /// Tells what every group looks like.
     fn tell(
         &mut self,
         accepted: &BTreeMap<GroupName, Accepted>,
         plans: &BTreeMap<GroupName, GroupPlan>,
         observed: &Observed,
-    ) -> bool {
+    ) -> Seen {
         let now = self.shared.clock.unix_secs();
         let mut settled = true;
         let mut answers = BTreeMap::new();
@@ -197,8 +210,7 @@ impl Reconciler {
             settled &= converged.is_some();
             answers.insert(group.clone(), answers_of(order, converged, status));
         }
-        publish(&self.shared, answers);
-        settled
+        Seen { settled, news: publish(&self.shared, answers) }
     }
 
     /// AWS does not answer: says so in every group's status, and leaves the rest as it was.
@@ -259,15 +271,33 @@ fn answers_of(
     answers
 }
 
-fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) {
+/// True if that is news.
+fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) -> bool {
     shared.answers.send_if_modified(|current| {
         let differs = *current != answers;
         *current = answers;
         differs
-    });
+    })
+}
+
+/// What is held may be held for days: it is looked at less and less often, until something happens.
+fn waiting(unchanged: u32) -> Duration {
+    LOOK_BUSY.saturating_mul(1 << unchanged.saturating_sub(LOOKS_PATIENT).min(10))
 }
 
 fn backoff(attempts: u32, jitter: &mut StdRng) -> Duration {
     let doubled = RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10));
     doubled.min(RETRY_MAX).mul_f64(0.5 + jitter.random::<f64>() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_as_it_is_is_looked_at_less_often() {
+        let secs = |unchanged| waiting(unchanged).as_secs();
+        assert_eq!([0, 5, 10, 11, 12, 15].map(secs), [1, 1, 1, 2, 4, 32]);
+        assert_eq!(secs(u32::MAX), 1024, "the interval of a quiet account is the limit");
+    }
 }

@@ -21,7 +21,7 @@ use crate::clock;
 use crate::store::events::Filter;
 use crate::store::orders::{Conflict, GroupRecord, PutVerdict};
 use crate::store::tokens::{JoinToken, OPEN_TOKENS_MAX};
-use crate::store::{Change, Store, StoreError};
+use crate::store::{Change, Changed, Store, StoreError};
 
 /// Of groups and of events together. One costs a task and at most [`WATCH_AHEAD_MAX`] groups, or
 /// a batch of events.
@@ -307,8 +307,12 @@ impl Watch {
     }
 
     fn concerning(&self, change: Change) -> Option<GroupName> {
-        let named = self.only.as_ref().is_none_or(|only| *only == change.group);
-        (named && change.data_plane == self.data_plane).then_some(change.group)
+        let group = match change.what {
+            Changed::Order(group) | Changed::Answer(group) => group,
+            Changed::AgentLeft => return None,
+        };
+        let named = self.only.as_ref().is_none_or(|only| *only == group);
+        (named && change.data_plane == self.data_plane).then_some(group)
     }
 
     /// Too far behind: everything is read again, so what waits need not be looked at.

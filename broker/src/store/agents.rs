@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::events::{append, of_agent};
 use super::news::{EventKind, News};
-use super::{Store, StoreError, integer, read_data_plane, read_id, unsigned};
+use super::{Changed, Store, StoreError, integer, read_data_plane, read_id, unsigned};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentRecord {
@@ -97,11 +97,12 @@ impl Store {
 
     pub async fn disconnected(
         &self,
+        data_plane: DataPlane,
         id: AgentId,
         reason: String,
         now_unix_secs: u64,
     ) -> Result<(), StoreError> {
-        self.run(move |connection| {
+        let ended = self.run(move |connection| {
             let transaction = connection.transaction()?;
             let changed = transaction.execute(
                 "UPDATE agents SET connected = 0, since = ?2 WHERE id = ?1 AND connected = 1",
@@ -112,8 +113,10 @@ impl Store {
                 log(&transaction, &id, event, now_unix_secs)?;
             }
             Ok(transaction.commit()?)
-        })
-        .await
+        });
+        ended.await?;
+        self.announce(data_plane, Changed::AgentLeft);
+        Ok(())
     }
 }
 

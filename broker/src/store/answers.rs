@@ -1,5 +1,7 @@
 //! What the agents answered, per group: kept, so that a restarted broker knows it.
 
+use std::collections::BTreeSet;
+
 use outstation_protocol::session::{Answer, Answers, Report, Reports};
 use outstation_protocol::{AgentId, DataPlane, GroupName};
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -29,7 +31,7 @@ impl Store {
             .run(move |connection| record(connection, &plane, &agent, report, now_unix_secs))
             .await?;
         if changed {
-            self.announce(data_plane, group, Changed::Answer);
+            self.announce(data_plane, Changed::Answer(group));
         }
         Ok(before)
     }
@@ -68,8 +70,8 @@ impl Store {
     }
 }
 
-/// Rows of groups that the agent no longer answers about go; single answers that it no longer gives
-/// leave their rows. Times stay as they were.
+/// Rows of groups that the agent no longer answers about go, those that another agent's session has
+/// removed come back; single answers that it no longer gives leave their rows. Times stay as they were.
 fn settle(
     connection: &mut Connection,
     data_plane: &DataPlane,
@@ -83,15 +85,15 @@ fn settle(
         .prepare_cached("SELECT name, answers FROM answers WHERE account = ?1 AND region = ?2")?
         .query_map(plane, |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<Result<_, _>>()?;
+    let mut known = BTreeSet::new();
     for (name, answers) in stored {
         let group = read_id("a group name", GroupName::try_from(name.clone()))?;
+        known.insert(group.clone());
         match reports.get(&group) {
             Some(settled) if *settled == read_answers(&answers)? => {}
             Some(settled) => {
                 events::tell(&transaction, data_plane, agent, &group, settled, now_unix_secs)?;
-                let answers = serde_json::to_string(settled).map_err(|error| {
-                    StoreError::Content { what: "an answer", why: error.to_string() }
-                })?;
+                let answers = write_answers(settled)?;
                 transaction.execute(
                     "UPDATE answers SET answers = ?4
                      WHERE account = ?1 AND region = ?2 AND name = ?3",
@@ -108,6 +110,25 @@ fn settle(
                 )?;
             }
         }
+    }
+    for (group, settled) in reports.iter().filter(|(group, _)| !known.contains(group)) {
+        events::tell(&transaction, data_plane, agent, group, settled, now_unix_secs)?;
+        let at = |answered: bool| answered.then(|| integer(now_unix_secs));
+        transaction.execute(
+            "INSERT INTO answers (account, region, name, answers,
+                                  accepted_at, refused_at, converged_at, status_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                plane[0],
+                plane[1],
+                group.as_str(),
+                write_answers(settled)?,
+                at(settled.accepted.is_some()),
+                at(settled.refused.is_some()),
+                at(settled.converged.is_some()),
+                at(settled.status.is_some()),
+            ],
+        )?;
     }
     transaction.commit()?;
     Ok(())
@@ -136,8 +157,7 @@ fn record(
         return Ok((before, false));
     }
     events::tell(&transaction, data_plane, agent, &group, &reports[&group], now_unix_secs)?;
-    let answers = serde_json::to_string(&reports[&group])
-        .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })?;
+    let answers = write_answers(&reports[&group])?;
     transaction.execute(
         "INSERT INTO answers (account, region, name, answers,
                               accepted_at, refused_at, converged_at, status_at)
@@ -185,6 +205,11 @@ pub(super) fn of_group(
         Some((json, at)) => Ok((read_answers(&json)?, at)),
         None => Ok(Default::default()),
     }
+}
+
+fn write_answers(answers: &Answers) -> Result<String, StoreError> {
+    serde_json::to_string(answers)
+        .map_err(|error| StoreError::Content { what: "an answer", why: error.to_string() })
 }
 
 pub(super) fn read_answers(json: &str) -> Result<Answers, StoreError> {

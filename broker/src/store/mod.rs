@@ -46,18 +46,20 @@ enum Jobs {
     Inline(Arc<Mutex<Connection>>),
 }
 
-/// A group changed: read it again.
+/// Something changed: read it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub data_plane: DataPlane,
-    pub group: GroupName,
     pub what: Changed,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
-    Order,
-    Answer,
+    Order(GroupName),
+    Answer(GroupName),
+    /// An agent's session has ended. Where two agents serve one data plane, the store may hold the
+    /// other's answers.
+    AgentLeft,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -156,9 +158,9 @@ impl Store {
         self.written.subscribe()
     }
 
-    fn announce(&self, data_plane: DataPlane, group: GroupName, what: Changed) {
+    fn announce(&self, data_plane: DataPlane, what: Changed) {
         // An error says that nobody listens.
-        let _ = self.changes.send(Change { data_plane, group, what });
+        let _ = self.changes.send(Change { data_plane, what });
     }
 
     /// A caller that goes away does not stop its job.

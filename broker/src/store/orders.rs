@@ -111,7 +111,7 @@ impl Store {
         let verdict =
             self.run(move |connection| put(connection, &order, &envelope, now_unix_secs)).await?;
         if verdict == PutVerdict::Stored {
-            self.announce(data_plane, group, Changed::Order);
+            self.announce(data_plane, Changed::Order(group));
         }
         Ok(verdict)
     }
@@ -129,7 +129,7 @@ impl Store {
             .run(move |connection| take_over(connection, &order, &envelope, now_unix_secs))
             .await?;
         if taken {
-            self.announce(data_plane, group, Changed::Order);
+            self.announce(data_plane, Changed::Order(group));
         }
         Ok(taken)
     }

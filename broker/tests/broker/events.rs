@@ -562,9 +562,15 @@ async fn agents_come_and_go_and_forget() {
     let refused = store.admit(token, plane.clone(), thief, agent.clone(), NOW).await;
     refused.expect("an answer").expect_err("used");
     store.connected(agent.clone(), "1.0".into(), NOW).await.expect("written");
-    store.disconnected(agent.clone(), "silent".into(), NOW).await.expect("written");
+    store
+        .disconnected(data_plane(ACCOUNT), agent.clone(), "silent".into(), NOW)
+        .await
+        .expect("written");
     // Once is enough.
-    store.disconnected(agent.clone(), "silent".into(), NOW).await.expect("written");
+    store
+        .disconnected(data_plane(ACCOUNT), agent.clone(), "silent".into(), NOW)
+        .await
+        .expect("written");
     store.connected(agent.clone(), "1.0".into(), NOW).await.expect("written");
 
     let digest = order("delay", 1, None).into_envelope().digest();

@@ -12,6 +12,10 @@ use crate::ids::AgentId;
 use crate::model::DataPlane;
 use crate::v1::{self, Hello, SET_ENTRIES_MAX, SetEntry, ToAgent, ToBroker, Welcome};
 
+/// All answers end in a heartbeat, which must not ask for all answers again at once: between ends
+/// that cannot agree that would be a storm. Half of the usual heartbeat.
+const REPORTS_AGAIN: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     /// How often the agent is asked to speak.
@@ -67,6 +71,7 @@ pub struct BrokerSession {
     set_due: bool,
     heartbeat_due: bool,
     send_reports_due: bool,
+    reports_asked: Option<Instant>,
     settle_due: bool,
     /// Asked for and not yet loaded; only entries of the present set, so bounded by it.
     wanted: BTreeSet<SetEntry>,
@@ -113,6 +118,7 @@ impl BrokerSession {
             set_due: false,
             heartbeat_due: false,
             send_reports_due: false,
+            reports_asked: None,
             settle_due: false,
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
@@ -146,7 +152,10 @@ impl BrokerSession {
             (ToBroker::Hello(_), false) => {}
             (ToBroker::Heartbeat { reports_hash: offered }, false) => {
                 let agreed = offered == reports_hash(&self.recorded);
-                self.send_reports_due |= !agreed;
+                if !agreed && self.reports_asked.is_none_or(|at| now >= at + REPORTS_AGAIN) {
+                    self.reports_asked = Some(now);
+                    self.send_reports_due = true;
+                }
                 self.settle_due |= agreed && self.stored != self.recorded;
                 // What has not come since the last heartbeat is asked for again.
                 self.lacking.append(&mut self.asked_back);
@@ -261,6 +270,12 @@ impl BrokerSession {
             self.set = set;
             self.set_due = true;
         }
+    }
+
+    /// The store may hold other answers than this session wrote: those of another agent of the same
+    /// data plane, which has left. What differs is settled at the next heartbeat that agrees.
+    pub fn handle_stored(&mut self, stored: Reports) {
+        self.stored = stored;
     }
 
     pub fn handle_loaded(&mut self, entry: &SetEntry, envelope: Option<Envelope>) {
