@@ -1,0 +1,103 @@
+//! The account agent's core, both session machines, the broker's store and the simulated AWS in one
+//! process on virtual time; a seed draws what goes wrong. `OUTSTATION_SEEDS=100000` runs more of
+//! them, `OUTSTATION_SEED=7` one again with its story.
+
+mod agent;
+mod broker;
+mod month;
+mod nodes;
+mod oracle;
+mod people;
+mod settle;
+mod time;
+mod weather;
+mod wire;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::weather::Weather;
+use crate::world::{Setup, World};
+
+/// One run: trouble, then calm, then everything must be as the people wanted it. Its story, as a
+/// digest.
+fn simulate(seed: u64) -> String {
+    use sha2::Digest as _;
+    let mut random = StdRng::seed_from_u64(seed);
+    let weather = Weather::draw(&mut random);
+    let trouble_millis = random.random_range(30_000..300_000);
+    let mut world = World::new(seed, weather, Setup::default());
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        world.begin_trouble();
+        world.pass(trouble_millis);
+        world.calm_down();
+        world.settle();
+    }));
+    if let Err(panic) = outcome {
+        let why = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_default();
+        panic!("seed {seed}: {why}\n{:#?}\n{}", world.weather, world.trace());
+    }
+    hex::encode(world.trace_hash.clone().finalize())
+}
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
+}
+
+/// The bulk. Each seed is a run of some minutes of virtual time.
+#[test]
+fn seeds() {
+    if let Some(seed) = number("OUTSTATION_SEED") {
+        println!("{}", simulate(seed));
+        return;
+    }
+    let count = number("OUTSTATION_SEEDS").unwrap_or(10_000);
+    let first = number("OUTSTATION_FIRST_SEED").unwrap_or(0);
+    let next = AtomicU64::new(first);
+    let failed = Mutex::new(Vec::new());
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || failed.lock().expect("no panic inside").len() >= 5 {
+                        return;
+                    }
+                    if let Err(panic) = catch_unwind(|| simulate(seed)) {
+                        let story = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                        failed.lock().expect("no panic inside").push((seed, story));
+                    }
+                }
+            });
+        }
+    });
+    std::panic::set_hook(quiet);
+    let failed = failed.into_inner().expect("no panic inside");
+    for (seed, story) in &failed {
+        let first: String = story.lines().take(3).collect::<Vec<_>>().join("\n    ");
+        eprintln!(
+            "{first}\n  again: OUTSTATION_SEED={seed} cargo nextest run --workspace --test simulation seeds --no-capture"
+        );
+    }
+    assert!(failed.is_empty(), "{} of {count} seeds failed", failed.len());
+    println!("{count} seeds");
+}
+
+#[test]
+fn a_seed_repeats_itself_to_the_letter() {
+    for seed in [1, 0x5eed] {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
+    }
+}

@@ -1,0 +1,170 @@
+//! What must hold whatever happens. Watches every order that is accepted and every call that the
+//! agents send to AWS.
+
+use std::collections::BTreeMap;
+
+use outstation_agent::account::plan::{Observed, TAG_GENERATION};
+use outstation_aws_sim::wire::query::Params;
+use outstation_protocol::order::{Intent, Order};
+use outstation_protocol::{Digest, GroupName};
+
+pub const PREFIX: &str = "outstation-";
+
+/// The part of the guardrails that the runs change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    pub valid: bool,
+    pub pause: bool,
+    pub destroy: bool,
+    pub nodes_per_group_max: u32,
+    pub nodes_total_max: u32,
+}
+
+impl Rules {
+    fn allow_changes(&self) -> bool {
+        self.valid && !self.pause
+    }
+}
+
+/// What the sender of a call went by.
+pub struct Basis<'a> {
+    pub live: bool,
+    /// The account as its last describe showed it.
+    pub shown: &'a Observed,
+}
+
+#[derive(Default)]
+pub struct Oracle {
+    /// The newest order in the account store.
+    pub accepted: BTreeMap<GroupName, (Order, Digest)>,
+    created: BTreeMap<(GroupName, String), u32>,
+}
+
+impl Oracle {
+    /// An agent has just written this into the account store.
+    pub fn accepted(&mut self, order: &Order, digest: Digest) {
+        if let Some((before, had)) = self.accepted.get(&order.group) {
+            let again = before.generation == order.generation && *had == digest;
+            assert!(
+                again || before.generation < order.generation,
+                "group {} went from generation {} to {}",
+                order.group,
+                before.generation,
+                order.generation
+            );
+        }
+        self.accepted.insert(order.group.clone(), (order.clone(), digest));
+    }
+
+    /// An agent sends this call to AWS.
+    pub fn sent(&self, form: &Params, basis: Option<Basis<'_>>, rules: Rules) {
+        let action = form.get("Action").unwrap_or_default().to_owned();
+        if action.starts_with("Describe") || action == "CompleteLifecycleAction" {
+            return;
+        }
+        let name = form.get("AutoScalingGroupName").or(form.get("Tags.member.1.ResourceId"));
+        let group = name
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|group| GroupName::try_from(group).ok());
+        let known = group.and_then(|group| self.accepted.get(&group));
+        let Some((order, _)) = known else {
+            panic!("{action} of {name:?}: nobody ordered that");
+        };
+        let basis = basis.unwrap_or_else(|| panic!("{action} of {name:?} outside of a look"));
+        let group = &order.group;
+        assert!(
+            rules.allow_changes(),
+            "{action} of {group} under a pause or without valid guardrails"
+        );
+        let shown = basis.shown.get(group);
+        match action.as_str() {
+            "CreateAutoScalingGroup" => {
+                self.check_size(&action, form, order, &basis, rules);
+                assert!(shown.is_none(), "{group} is created although it was shown");
+            }
+            "UpdateAutoScalingGroup" => {
+                if form.get("DesiredCapacity").is_some() {
+                    self.check_size(&action, form, order, &basis, rules);
+                }
+            }
+            "CreateOrUpdateTags" => {
+                let generation = (1..20).find_map(|n| {
+                    let key = form.get(&format!("Tags.member.{n}.Key"))?;
+                    (key == TAG_GENERATION).then(|| form.get(&format!("Tags.member.{n}.Value")))?
+                });
+                let right = generation.is_none_or(|tag| tag == order.generation.to_string());
+                assert!(
+                    right,
+                    "{group} is tagged {generation:?}, accepted is {}",
+                    order.generation
+                );
+            }
+            "DeleteAutoScalingGroup" => {
+                assert!(form.get("ForceDelete").is_none(), "{group}: a forced delete");
+                self.check_end(&action, order, &basis, rules);
+            }
+            other => panic!("{other}: not a call that the agent may make"),
+        }
+    }
+
+    fn check_size(
+        &self,
+        action: &str,
+        form: &Params,
+        order: &Order,
+        basis: &Basis<'_>,
+        rules: Rules,
+    ) {
+        let count = |name: &str| -> u32 {
+            form.get(name).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
+        };
+        let group = &order.group;
+        let nodes = count("DesiredCapacity");
+        assert_eq!((count("MinSize"), count("MaxSize")), (nodes, nodes), "{group} is pinned");
+        let shown = basis.shown.get(group).map_or(0, |group| group.desired);
+        match &order.intent {
+            Intent::Apply(spec) => {
+                assert_eq!(nodes, spec.scaling.nodes_max(), "{action} of {group}: not as accepted");
+            }
+            Intent::Destroy => {
+                assert_eq!(nodes, 0, "{action} of {group}, which has a tombstone");
+                self.check_end(action, order, basis, rules);
+            }
+        }
+        let ceiling = rules.nodes_per_group_max;
+        assert!(nodes <= ceiling || nodes <= shown, "{group}: {shown} -> {nodes}, above {ceiling}");
+        assert!(basis.live || nodes >= shown, "{group}: {shown} -> {nodes} while offline");
+        let others: u32 = basis
+            .shown
+            .iter()
+            .filter(|(name, _)| *name != group)
+            .map(|(_, observed)| observed.desired)
+            .sum();
+        let total = rules.nodes_total_max;
+        assert!(
+            nodes <= shown || others + nodes <= total,
+            "{group}: {shown} -> {nodes} beside {others} others, above {total} in all"
+        );
+    }
+
+    fn check_end(&self, action: &str, order: &Order, basis: &Basis<'_>, rules: Rules) {
+        let group = &order.group;
+        assert!(order.is_tombstone(), "{action} of {group} without a tombstone");
+        assert!(basis.live, "{action} of {group} while offline");
+        assert!(rules.destroy, "{action} of {group}: destroy = never");
+    }
+
+    /// What AWS did: a group came into being.
+    pub fn created(&mut self, form: &Params) {
+        let name = form.get("AutoScalingGroupName").unwrap_or_default().to_owned();
+        let group = GroupName::try_from(&name[PREFIX.len()..]).expect("checked when it was sent");
+        let generation = (1..20).find_map(|n| {
+            let key = form.get(&format!("Tags.member.{n}.Key"))?;
+            (key == TAG_GENERATION).then(|| form.get(&format!("Tags.member.{n}.Value")))?
+        });
+        let generation = generation.expect("created with its generation").to_owned();
+        let count = self.created.entry((group.clone(), generation.clone())).or_default();
+        *count += 1;
+        assert_eq!(*count, 1, "{group} was created {count} times for generation {generation}");
+    }
+}

@@ -1,0 +1,138 @@
+//! What people do meanwhile: apply, destroy, edit the guardrails, turn knobs by hand in AWS.
+
+use std::collections::BTreeMap;
+
+use outstation_aws_sim::model::requests::{GroupSettings, TagSpec, UpdateGroup};
+use outstation_broker::store::orders::PutVerdict;
+use outstation_protocol::model::{EnvironmentRef, GroupKind, GroupSpec, Scaling};
+use outstation_protocol::order::{Intent, Order};
+use outstation_protocol::{Digest, EnvironmentName, Generation, GroupName, TenantId};
+use rand::Rng as _;
+
+use crate::oracle::{PREFIX, Rules};
+use crate::world::{TENANT, World, data_plane, group};
+
+pub const GROUPS: usize = 3;
+const WEEK_SECS: u64 = 7 * 24 * 3600;
+
+/// What was last wanted of each group; `None`: to be gone.
+pub struct People {
+    pub wanted: BTreeMap<GroupName, Option<GroupSpec>>,
+}
+
+impl People {
+    pub fn new() -> People {
+        People { wanted: BTreeMap::new() }
+    }
+}
+
+pub fn spec(nodes: u32, bundle: u8, prevent_destroy: bool) -> GroupSpec {
+    GroupSpec {
+        kind: GroupKind::Transform,
+        scaling: Scaling::Provisioned { desired_nodes: nodes },
+        environment: EnvironmentRef {
+            name: EnvironmentName::try_from("env").expect("valid"),
+            digest: Digest::of(b"environment"),
+        },
+        bundle: Digest::of(&[bundle]),
+        owner: None,
+        description: None,
+        tags: BTreeMap::new(),
+        prevent_destroy,
+        options: BTreeMap::new(),
+    }
+}
+
+impl World {
+    pub fn people_act(&mut self) {
+        match self.random.random_range(0..10) {
+            0..6 => {
+                let name = group(self.random.random_range(0..GROUPS));
+                let (nodes, bundle) =
+                    (self.random.random_range(0..8), self.random.random_range(0..3));
+                let protected = self.random.random_bool(0.1);
+                self.apply(&name, Some(spec(nodes, bundle, protected)));
+            }
+            6 => {
+                let name = group(self.random.random_range(0..GROUPS));
+                if self.people.wanted.get(&name).is_some_and(Option::is_some) {
+                    self.apply(&name, None);
+                }
+            }
+            7 if self.weather.guardrail_edits => {
+                let rules = Rules {
+                    valid: self.random.random_bool(0.8),
+                    pause: self.random.random_bool(0.2),
+                    destroy: self.random.random_bool(0.7),
+                    nodes_per_group_max: self.random.random_range(1..7),
+                    nodes_total_max: self.random.random_range(4..12),
+                };
+                self.set_rules(rules);
+            }
+            8 | 9 if self.weather.hands => self.turn_a_knob(),
+            _ => {}
+        }
+    }
+
+    /// As the CLI does it: the next generation, after whatever the broker says is the newest.
+    pub fn apply(&mut self, name: &GroupName, wanted: Option<GroupSpec>) {
+        let unix_secs = self.unix_secs();
+        let short = !self.calm && self.random.random_bool(0.1);
+        let Some(broker) = &mut self.broker else { return };
+        let newest = broker.group(name);
+        if newest.is_none() && wanted.is_none() {
+            return;
+        }
+        let order = Order {
+            tenant: TenantId::try_from(TENANT).expect("valid"),
+            data_plane: data_plane(),
+            group: name.clone(),
+            generation: newest.as_ref().map_or(Generation::FIRST, |group| group.generation.next()),
+            parent: newest.map(|group| group.digest),
+            accept_before_unix_secs: unix_secs + if short { 20 } else { WEEK_SECS },
+            intent: wanted.clone().map_or(Intent::Destroy, Intent::Apply),
+        };
+        let generation = order.generation;
+        let verdict = broker.put(order, unix_secs);
+        assert_eq!(verdict, PutVerdict::Stored, "nobody else puts orders");
+        let nodes = wanted.as_ref().map(|spec| spec.scaling.nodes_max());
+        self.note(format_args!("apply {name} {generation}: {nodes:?}"));
+        self.people.wanted.insert(name.clone(), wanted);
+    }
+
+    /// Somebody with a console.
+    fn turn_a_knob(&mut self) {
+        let name = group(self.random.random_range(0..GROUPS));
+        if self.random.random_bool(0.7) {
+            let nodes = self.random.random_range(0..6);
+            return self.somebody_sets(&name, nodes);
+        }
+        let asg_name = format!("{PREFIX}{name}");
+        let tag = TagSpec {
+            group: Some(asg_name.clone()),
+            resource_type: Some("auto-scaling-group".to_owned()),
+            key: "outstation:bundle".to_owned(),
+            value: Some("by hand".to_owned()),
+            propagate: true,
+        };
+        if self.cloud.sim.model.put_tags(vec![tag]).is_ok() {
+            self.note(format_args!("by hand: a tag of {name}"));
+            self.tick();
+        }
+    }
+
+    pub fn somebody_sets(&mut self, group: &GroupName, nodes: u32) {
+        let name = outstation_aws_sim::model::GroupName::try_from(format!("{PREFIX}{group}"));
+        let settings = GroupSettings {
+            min: Some(nodes.min(1)),
+            max: Some(nodes),
+            desired: Some(nodes),
+            ..GroupSettings::default()
+        };
+        let call = UpdateGroup { name: name.expect("valid"), settings };
+        if self.cloud.sim.model.update_group(call).is_ok() {
+            self.note(format_args!("by hand: {nodes} nodes of {group}"));
+            self.tick();
+        }
+    }
+}
