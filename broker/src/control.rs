@@ -25,6 +25,8 @@ use crate::store::{Change, Changed, StoreError};
 
 /// For saying goodbye. The broker's own end is bounded by 5 s, a newer session waits for it.
 const LEAVE_MAX: Duration = Duration::from_secs(1);
+/// How often a store that failed (a full disk) is tried again; the answers wait in the session.
+const STORE_RETRY: Duration = Duration::from_secs(2);
 /// Somebody who does not belong here need not come back at once.
 const REFUSED_RETRY_AFTER_SECS: u32 = 60;
 
@@ -170,6 +172,8 @@ async fn session(
         expires: now + clock::until(expires_at_unix_secs, clock::unix_secs()),
         leaving: None,
         live: false,
+        connected_due: None,
+        store_retry: None,
     };
     let ended = driver.run().await;
     if driver.live {
@@ -178,8 +182,10 @@ async fn session(
             Err(error) => crate::chain(error),
         };
         info!(%agent, data_plane = %driver.data_plane, reason, "disconnected");
-        let plane = driver.data_plane.clone();
-        shared.store.disconnected(plane, agent.clone(), reason, clock::unix_secs()).await?;
+        let (plane, now) = (driver.data_plane.clone(), clock::unix_secs());
+        if let Err(error) = shared.store.disconnected(plane, agent.clone(), reason, now).await {
+            warn!(%agent, error = crate::chain(&error), "its end was not stored");
+        }
     }
     if ended.is_ok() {
         finish(driver.writer.into_inner()).await;
@@ -202,6 +208,10 @@ struct Driver<'a> {
     leaving: Option<(Instant, String)>,
     /// The agent has said hello and was found right.
     live: bool,
+    /// The release of an agent whose connection is not stored yet.
+    connected_due: Option<String>,
+    /// The store failed: when it is tried again.
+    store_retry: Option<Instant>,
 }
 
 impl Driver<'_> {
@@ -240,6 +250,8 @@ impl Driver<'_> {
                     }
                     Some((_, reason)) => return Ok(reason.clone()),
                 },
+                () = sleep_until(self.store_retry.unwrap_or(timeout).into()),
+                    if self.store_retry.is_some() => self.retry_store().await?,
                 flushed = self.writer.flush(), if !self.writer.is_idle() => flushed?,
                 message = self.reader.next::<ToBroker>() => match message? {
                     Some(message) => self.machine.handle_message(message, Instant::now()),
@@ -278,14 +290,18 @@ impl Driver<'_> {
             BrokerOutput::TakeOver { entry, envelope } => self.take_over(entry, envelope).await?,
             BrokerOutput::Settle(reports) => {
                 let (plane, agent) = (self.data_plane.clone(), self.agent.clone());
-                self.shared.store.settle(plane, agent, reports, clock::unix_secs()).await?;
+                let now = clock::unix_secs();
+                let settled = self.shared.store.settle(plane, agent, reports, now).await;
+                if self.stored(settled)?.is_none() {
+                    self.machine.handle_not_settled();
+                }
             }
             BrokerOutput::Live { release } => {
                 let release = crate::shown(&release);
                 info!(agent = %self.agent, data_plane = %self.data_plane, release, "connected");
                 self.live = true;
-                let agent = self.agent.clone();
-                self.shared.store.connected(agent, release, clock::unix_secs()).await?;
+                self.connected_due = Some(release);
+                self.store_connected().await?;
             }
             BrokerOutput::Close { reason } => return Ok(Some(reason)),
         }
@@ -293,7 +309,7 @@ impl Driver<'_> {
     }
 
     /// The change is announced, so the set follows as it does after a put.
-    async fn take_over(&self, entry: SetEntry, envelope: Envelope) -> Result<(), SessionError> {
+    async fn take_over(&mut self, entry: SetEntry, envelope: Envelope) -> Result<(), SessionError> {
         let (agent, group, generation) = (self.agent, &entry.group, entry.generation);
         let ours = match Order::from_envelope(&envelope) {
             Ok(order) => (order.tenant == self.shared.tenant
@@ -306,18 +322,68 @@ impl Driver<'_> {
             warn!(%agent, %group, %generation, "handed back: not an order of this data plane");
             return Ok(());
         };
-        if self.shared.store.take_over(order, envelope, clock::unix_secs()).await? {
+        let taken = self.shared.store.take_over(order, envelope, clock::unix_secs()).await;
+        let Some(taken) = self.stored(taken)? else {
+            self.machine.handle_not_taken_over(entry);
+            return Ok(());
+        };
+        if taken {
             warn!(%agent, %group, %generation, digest = %entry.digest.short(),
                 "the database was behind: an order was taken over from the account's ledger");
         }
         Ok(())
     }
 
-    async fn record(&self, report: Report) -> Result<(), SessionError> {
+    async fn store_connected(&mut self) -> Result<(), SessionError> {
+        if let Some(release) = self.connected_due.clone() {
+            let agent = self.agent.clone();
+            let stored = self.shared.store.connected(agent, release, clock::unix_secs()).await;
+            if self.stored(stored)?.is_some() {
+                self.connected_due = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn retry_store(&mut self) -> Result<(), SessionError> {
+        // Still failing until something was stored: that is said once.
+        self.store_retry = Some(Instant::now() + STORE_RETRY);
+        self.store_connected().await?;
+        self.machine.retry_after_store_failure();
+        Ok(())
+    }
+
+    /// What the store made of a write; `None` if it failed in a way that may pass, as a full disk
+    /// does. The session goes on: an agent that is sent away comes back with the same answers.
+    fn stored<T>(&mut self, written: Result<T, StoreError>) -> Result<Option<T>, SessionError> {
+        let agent = self.agent;
+        match written {
+            Ok(done) => {
+                if self.store_retry.take().is_some() {
+                    info!(%agent, "answers are stored again");
+                }
+                Ok(Some(done))
+            }
+            Err(error) if error.may_pass() => {
+                let retry = Instant::now() + STORE_RETRY;
+                if self.store_retry.replace(retry).is_none() {
+                    let hint = error.hint();
+                    error!(%agent, error = crate::chain(&error), hint, "answers cannot be stored; they are kept and tried again");
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn record(&mut self, report: Report) -> Result<(), SessionError> {
         let (agent, group, answer) = (self.agent, report.group.clone(), report.answer.clone());
-        let plane = self.data_plane.clone();
-        let before =
-            self.shared.store.record(plane, agent.clone(), report, clock::unix_secs()).await?;
+        let (plane, now, kept) = (self.data_plane.clone(), clock::unix_secs(), report.clone());
+        let recorded = self.shared.store.record(plane, agent.clone(), report, now).await;
+        let Some(before) = self.stored(recorded)? else {
+            self.machine.handle_not_recorded(kept);
+            return Ok(());
+        };
         let accepted = before.accepted;
         // Only an order that was accepted converges, so its digest is known.
         let digest_of = |generation| {

@@ -193,6 +193,7 @@ impl Admin {
             Code::InvalidArgument | Code::Unimplemented => {
                 "are the broker and this command of the same release?"
             }
+            Code::ResourceExhausted => "make room there, then run this again",
             _ => "look at the broker's log",
         };
         Failure::new(format!("{what}: {}: {}", code_text(status.code()), status.message()), hint)

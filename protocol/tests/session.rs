@@ -95,6 +95,8 @@ struct World {
     to_agent: Vec<ToAgent>,
     /// The group whose orders the account refuses.
     refuses: Option<u8>,
+    /// The broker's disk is full.
+    store_fails: bool,
 }
 
 impl World {
@@ -102,7 +104,17 @@ impl World {
         let now = Instant::now();
         let (store, disk) = (Store::default(), Disk::default());
         let (broker, agent) = (broker(&store, now), agent(&disk, now));
-        World { now, broker, agent, store, disk, to_broker: vec![], to_agent: vec![], refuses }
+        World {
+            now,
+            broker,
+            agent,
+            store,
+            disk,
+            to_broker: vec![],
+            to_agent: vec![],
+            refuses,
+            store_fails: false,
+        }
     }
 
     /// A crash of either side, or of the link: whatever was on its way is gone.
@@ -163,8 +175,14 @@ impl World {
                     let envelope = self.store.envelopes.get(&entry).cloned();
                     self.broker.handle_loaded(&entry, envelope);
                 }
+                BrokerOutput::Record(report) if self.store_fails => {
+                    self.broker.handle_not_recorded(report);
+                }
                 BrokerOutput::Record(report) => {
                     report.record(&mut self.store.recorded);
+                }
+                BrokerOutput::TakeOver { entry, .. } if self.store_fails => {
+                    self.broker.handle_not_taken_over(entry);
                 }
                 BrokerOutput::TakeOver { entry, envelope } => {
                     let newest = self.store.set.get(&entry.group).map(|(newest, _)| *newest);
@@ -175,6 +193,7 @@ impl World {
                         self.broker.handle_set(self.store.set.clone());
                     }
                 }
+                BrokerOutput::Settle(_) if self.store_fails => self.broker.handle_not_settled(),
                 BrokerOutput::Settle(reports) => self.store.recorded = reports,
                 BrokerOutput::Live { .. } => {}
                 BrokerOutput::Close { .. } => closed = true,
@@ -207,6 +226,8 @@ impl World {
 
     /// No more faults: delivery in order until both are quiet, over a few heartbeats.
     fn settle(&mut self) {
+        self.store_fails = false;
+        self.broker.retry_after_store_failure();
         for _ in 0..8 {
             for _ in 0..500 {
                 let busy = self.drain();
@@ -241,6 +262,8 @@ enum Step {
     Reconnect,
     Elapse(u64),
     StoreRecovered,
+    BrokerStoreFails(bool),
+    BrokerStoreRetried,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -254,6 +277,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Reconnect),
         1 => (1u64..40).prop_map(Step::Elapse),
         1 => Just(Step::StoreRecovered),
+        1 => any::<bool>().prop_map(Step::BrokerStoreFails),
+        1 => Just(Step::BrokerStoreRetried),
     ]
 }
 
@@ -286,6 +311,8 @@ proptest! {
                 Step::Reconnect => world.reconnect(),
                 Step::Elapse(secs) => world.elapse(secs),
                 Step::StoreRecovered => world.agent.retry_after_store_failure(),
+                Step::BrokerStoreFails(fails) => world.store_fails = fails,
+                Step::BrokerStoreRetried => world.broker.retry_after_store_failure(),
             }
             // Absence never deletes.
             prop_assert!(world.disk.ledger.len() >= groups_before);
@@ -379,6 +406,38 @@ fn the_same_generation_with_other_bytes_is_a_conflict() {
     assert_eq!(world.disk.ledger[&group(0)], accepted);
     let (_, _, reason) = world.store.recorded[&group(0)].refused.as_ref().expect("refused");
     assert_eq!(reason.rule, RefusalRule::ConflictingGeneration);
+}
+
+#[test]
+fn answers_that_the_broker_cannot_store_are_kept_newest_first_and_stored_later() {
+    let mut world = World::new(Some(0));
+    world.store_fails = true;
+    world.put(0, 1);
+    world.put(1, 1);
+    for _ in 0..20 {
+        world.drain();
+        world.deliver_to_broker(0, false);
+        world.deliver_to_agent(0, false);
+    }
+    assert!(world.store.recorded.is_empty(), "nothing could be stored");
+    // The account changes its mind about generation 2: its acceptance ends the refusal of 1, which
+    // must not come back out of what was kept.
+    world.refuses = None;
+    world.put(0, 2);
+    for _ in 0..20 {
+        world.drain();
+        world.broker.retry_after_store_failure();
+        world.deliver_to_broker(0, false);
+        world.deliver_to_agent(0, false);
+    }
+    assert!(world.store.recorded.is_empty(), "still nothing");
+    world.store_fails = false;
+    world.broker.retry_after_store_failure();
+    world.drain();
+    let stored = &world.store.recorded;
+    assert_eq!(stored, world.agent.reports(), "with the next try, in the same session");
+    assert_eq!(stored[&group(0)].refused, None);
+    assert_eq!(stored[&group(0)].accepted.map(|(generation, _)| generation), Some(Generation(2)));
 }
 
 #[test]

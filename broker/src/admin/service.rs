@@ -345,6 +345,9 @@ fn conflicted(conflict: &Conflict) -> Status {
 
 /// The details are for our log, not for the caller.
 pub(super) fn internal(error: StoreError) -> Status {
-    error!(error = crate::chain(&error), "the store failed");
+    error!(error = crate::chain(&error), hint = error.hint(), "the store failed");
+    if error.is_disk_full() {
+        return Status::resource_exhausted("the broker's disk is full: nothing was stored");
+    }
     Status::internal("the broker's store failed; its log says why")
 }

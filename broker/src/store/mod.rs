@@ -89,6 +89,35 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// A full or failing disk; every other failure is still there at the next try.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            StoreError::Sqlite { .. } => true,
+            StoreError::Damaged { .. }
+            | StoreError::NewerSchema { .. }
+            | StoreError::InUse { .. }
+            | StoreError::Open { .. }
+            | StoreError::Content { .. }
+            | StoreError::Thread { .. }
+            | StoreError::Stopped => false,
+        }
+    }
+
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            StoreError::Sqlite { source } => {
+                source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+            }
+            StoreError::Damaged { .. }
+            | StoreError::NewerSchema { .. }
+            | StoreError::InUse { .. }
+            | StoreError::Open { .. }
+            | StoreError::Content { .. }
+            | StoreError::Thread { .. }
+            | StoreError::Stopped => false,
+        }
+    }
+
     pub fn hint(&self) -> String {
         match self {
             StoreError::Damaged { path, .. } => format!(

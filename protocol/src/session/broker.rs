@@ -36,15 +36,17 @@ pub enum BrokerOutput {
     Send(ToAgent),
     /// Read this envelope from the store, then call [`BrokerSession::handle_loaded`].
     Load(SetEntry),
-    /// Write this answer down.
+    /// Write this answer down, or call [`BrokerSession::handle_not_recorded`].
     Record(Report),
-    /// The agent has accepted this and the store does not have it: take it over, and call
-    /// [`BrokerSession::handle_set`] if that changed the set.
+    /// The agent has accepted this and the store does not have it: take it over and call
+    /// [`BrokerSession::handle_set`] if that changed the set, or
+    /// [`BrokerSession::handle_not_taken_over`].
     TakeOver {
         entry: SetEntry,
         envelope: Envelope,
     },
-    /// The agent's answers are exactly these: forget what the store holds besides.
+    /// The agent's answers are exactly these: forget what the store holds besides, or call
+    /// [`BrokerSession::handle_not_settled`].
     Settle(Reports),
     /// The agent has said hello and belongs here.
     Live {
@@ -73,6 +75,10 @@ pub struct BrokerSession {
     send_reports_due: bool,
     reports_asked: Option<Instant>,
     settle_due: bool,
+    /// The store could not settle: it is asked again when the hashes agree again.
+    unsettled: bool,
+    /// The store failed and nothing is written until it is tried again.
+    store_failing: bool,
     /// Asked for and not yet loaded; only entries of the present set, so bounded by it.
     wanted: BTreeSet<SetEntry>,
     loading: BTreeSet<SetEntry>,
@@ -120,6 +126,8 @@ impl BrokerSession {
             send_reports_due: false,
             reports_asked: None,
             settle_due: false,
+            unsettled: false,
+            store_failing: false,
             wanted: BTreeSet::new(),
             loading: BTreeSet::new(),
             envelopes: VecDeque::new(),
@@ -156,7 +164,7 @@ impl BrokerSession {
                     self.reports_asked = Some(now);
                     self.send_reports_due = true;
                 }
-                self.settle_due |= agreed && self.stored != self.recorded;
+                self.settle_due |= agreed && (self.unsettled || self.stored != self.recorded);
                 // What has not come since the last heartbeat is asked for again.
                 self.lacking.append(&mut self.asked_back);
                 self.heartbeat_due = true;
@@ -287,6 +295,33 @@ impl BrokerSession {
         }
     }
 
+    /// The store could not take `report`: it is kept, unless another answer has taken its place, and
+    /// nothing more is written before [`BrokerSession::retry_after_store_failure`].
+    pub fn handle_not_recorded(&mut self, report: Report) {
+        // Not `put_unsent`: this is no news, and a refusal that came after an acceptance stays.
+        if report.stands_in(&self.stored) {
+            self.records.entry((report.group.clone(), report.answer.kind())).or_insert(report);
+        }
+        self.store_failing = true;
+    }
+
+    /// The store could not take an order over: it is asked back again after the next heartbeat.
+    pub fn handle_not_taken_over(&mut self, entry: SetEntry) {
+        self.asked_back.insert(entry);
+        self.store_failing = true;
+    }
+
+    /// The store could not settle; likewise.
+    pub fn handle_not_settled(&mut self) {
+        self.unsettled = true;
+        self.store_failing = true;
+    }
+
+    /// Time to see whether the store works again.
+    pub fn retry_after_store_failure(&mut self) {
+        self.store_failing = false;
+    }
+
     /// Ends the session with a word to the agent.
     pub fn handle_goodbye(&mut self, reason: String) {
         self.close(Some(reason.clone()), reason);
@@ -305,15 +340,18 @@ impl BrokerSession {
 
     /// The next thing to do, most urgent first; `None` when there is nothing left.
     pub fn poll_output(&mut self) -> Option<BrokerOutput> {
-        if let Some((_, report)) = self.records.pop_first() {
-            return Some(BrokerOutput::Record(report));
-        }
-        if let Some((entry, envelope)) = self.taken_over.pop_front() {
-            return Some(BrokerOutput::TakeOver { entry, envelope });
-        }
-        if std::mem::take(&mut self.settle_due) {
-            self.stored.clone_from(&self.recorded);
-            return Some(BrokerOutput::Settle(self.recorded.clone()));
+        if !self.store_failing {
+            if let Some((_, report)) = self.records.pop_first() {
+                return Some(BrokerOutput::Record(report));
+            }
+            if let Some((entry, envelope)) = self.taken_over.pop_front() {
+                return Some(BrokerOutput::TakeOver { entry, envelope });
+            }
+            if std::mem::take(&mut self.settle_due) {
+                self.unsettled = false;
+                self.stored.clone_from(&self.recorded);
+                return Some(BrokerOutput::Settle(self.recorded.clone()));
+            }
         }
         match &mut self.link {
             Link::Closed | Link::Greeting => return None,
@@ -359,13 +397,15 @@ impl BrokerSession {
             // What comes now is the whole: an answer that the agent no longer gives shall not keep
             // the hashes apart for ever.
             self.recorded.clear();
+            // A settling that still waits for the store would keep nothing of it.
+            self.settle_due = false;
             return Some(BrokerOutput::Send(ToAgent::SendReports));
         }
         if let Some(envelope) = self.envelopes.pop_front() {
             return Some(BrokerOutput::Send(ToAgent::Order { envelope }));
         }
         if self.hands_back
-            && self.asked_back.len() < ENVELOPES_IN_FLIGHT_MAX
+            && self.asked_back.len() + self.taken_over.len() < ENVELOPES_IN_FLIGHT_MAX
             && let Some(entry) = self.pop_lacking()
         {
             self.asked_back.insert(entry.clone());

@@ -104,6 +104,25 @@ impl Report {
         }
     }
 
+    /// Whether it is the newest of its kind there.
+    fn stands_in(&self, reports: &Reports) -> bool {
+        let Some(answers) = reports.get(&self.group) else { return false };
+        match &self.answer {
+            Answer::Accepted { generation, digest } => {
+                answers.accepted == Some((*generation, *digest))
+            }
+            Answer::Refused { generation, digest, reason } => {
+                answers.refused.as_ref().is_some_and(|refused| {
+                    (&refused.0, &refused.1, &refused.2) == (generation, digest, reason)
+                })
+            }
+            Answer::Converged { generation, observed } => {
+                answers.converged == Some((*generation, *observed))
+            }
+            Answer::Status(status) => answers.status.as_ref() == Some(status),
+        }
+    }
+
     fn into_message(self) -> ToBroker {
         let group = self.group;
         match self.answer {
