@@ -1,5 +1,12 @@
-//! What the whole-system tests share: a system of their own, declarations that can be edited, and
-//! calls that go on in the background while something happens.
+//! What the whole-system tests share: a system of their own, declarations that can be edited, calls
+//! that go on in the background while something happens, faults, and what must hold meanwhile.
+
+pub mod disk;
+pub mod fate;
+pub mod faults;
+pub mod invariants;
+pub mod links;
+pub mod parts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,12 +19,17 @@ use anyhow::{Context as _, Result, bail};
 use outstation_api::transform::{CallRequest, Row};
 use outstation_cli::artifacts::Repo;
 use outstation_cli::caller::Caller;
-use outstation_cli::dev::{DevOptions, DevSystem};
+use outstation_cli::dev::{DevGuardrails, DevOptions, DevSystem, Slot};
 use outstation_cli::values::row_from_wider_json;
 use outstation_protocol::GroupName;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+
+use crate::disk::SmallDisk;
+use crate::faults::Place;
+use crate::invariants::Watch;
+use crate::links::Links;
 
 /// The machine is small: one whole system at a time, also under plain `cargo test`, which runs the
 /// tests of one program side by side.
@@ -48,21 +60,47 @@ pub fn binaries() -> PathBuf {
 pub struct World {
     pub system: DevSystem,
     pub group: GroupName,
+    links: Option<Links>,
+    disks: tokio::sync::Mutex<BTreeMap<Place, SmallDisk>>,
     declarations: TempDir,
 }
 
 impl World {
     /// `name` keeps the caches of one test from one run to the next.
     pub async fn start(name: &str) -> Result<World> {
+        World::start_in(Slot::claim()?, None, name).await
+    }
+
+    /// The same with a [`Links`] between the parties; `seed` decides what bad ones do.
+    pub async fn start_with_links(name: &str, seed: u64) -> Result<World> {
+        let slot = Slot::claim()?;
+        let links = Links::start(&slot, seed).await?;
+        World::start_in(slot, Some(links), name).await
+    }
+
+    async fn start_in(slot: Slot, links: Option<Links>, name: &str) -> Result<World> {
         let state = workspace().join("target").join("whole-system").join(name);
-        let system = DevSystem::start(DevOptions::new(binaries(), state, python())).await?;
+        disk::unmount_below(&state)?;
+        let mut options = DevOptions::new(binaries(), state, python());
+        options.detours = links.as_ref().map(Links::detours).unwrap_or_default();
+        let system = DevSystem::start_in(slot, options).await?;
         let declarations = tempfile::tempdir()?;
         for file in ["features.py", "requirements.txt"] {
             let from = workspace().join("examples/flights").join(file);
             std::fs::copy(&from, declarations.path().join(file))?;
         }
         let group = GroupName::try_from("delay_tsg")?;
-        Ok(World { system, group, declarations })
+        Ok(World { system, group, links, disks: Default::default(), declarations })
+    }
+
+    /// Those of [`World::start_with_links`].
+    pub fn links(&self) -> &Links {
+        self.links.as_ref().expect("this world was started with links")
+    }
+
+    /// Looks at what must hold, from now on.
+    pub fn watch(&self) -> Watch {
+        Watch::start(self.system.layout().store(), DevGuardrails::default(), self.system.sim())
     }
 
     pub fn declarations(&self) -> &Path {
@@ -202,19 +240,25 @@ impl std::fmt::Display for Run {
     }
 }
 
-/// Calls that go on until told to stop; every failure is kept.
+/// Calls that go on until told to stop; failures are kept.
 pub struct Load {
     stop: Arc<AtomicBool>,
     calls: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
     lanes: Vec<JoinHandle<Vec<String>>>,
 }
 
+/// Nobody reads more, and ten minutes of a broken system shall not fill the memory.
+const FAILURES_KEPT_MAX: usize = 100;
+
 impl Load {
     pub fn start(caller: &Arc<Caller>, rows: &[Row], lanes: usize) -> Load {
-        let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (calls, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let lanes = (0..lanes)
             .map(|lane| {
                 let (stop, calls, caller) = (stop.clone(), calls.clone(), caller.clone());
+                let failed = failed.clone();
                 let rows = rows.to_vec();
                 tokio::spawn(async move {
                     let mut failures = Vec::new();
@@ -226,7 +270,9 @@ impl Load {
                             CallRequest { target: "delay".to_owned(), rows: vec![row.clone()] };
                         let answered = caller.call(request, Duration::from_secs(10)).await;
                         calls.fetch_add(1, Ordering::Relaxed);
-                        if let Err(status) = answered.outcome {
+                        let Err(status) = answered.outcome else { continue };
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        if failures.len() < FAILURES_KEPT_MAX {
                             failures.push(format!("{:?}: {}", status.code(), status.message()));
                         }
                     }
@@ -234,11 +280,16 @@ impl Load {
                 })
             })
             .collect();
-        Load { stop, calls, lanes }
+        Load { stop, calls, failed, lanes }
     }
 
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
+    }
+
+    /// How many calls have failed so far; may be more than [`Load::stop`] tells one by one.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// Waits until so many further calls have been answered: what was to happen under load has.

@@ -1,97 +1,17 @@
 //! Each part of the system is killed while calls run, then pairs of them. Each comes back by
 //! itself; at most the calls in flight on what died are lost, each with a clear status.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use outstation_cli::dev::ServiceName;
-use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, processes};
+use outstation_integration::parts::{Part, census, recovered, strike};
+use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 const NODES: u32 = 3;
 /// Calls in flight at any time.
 const LANES: usize = 4;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Worker,
-    TransformServer,
-    NodeAgent,
-    Instance,
-    AccountAgent,
-    Broker,
-}
-
-const PARTS: [Part; 6] = [
-    Part::Worker,
-    Part::TransformServer,
-    Part::NodeAgent,
-    Part::Instance,
-    Part::AccountAgent,
-    Part::Broker,
-];
-
-/// One process of this part, as it runs now.
-async fn victim(world: &World, part: Part) -> Result<u32> {
-    match part {
-        Part::Broker => world.system.pid(ServiceName::Broker).context("no broker"),
-        Part::AccountAgent => world.system.pid(ServiceName::AccountAgent).context("no agent"),
-        Part::Instance => {
-            let instances = world.system.instances().await?;
-            instances.iter().find_map(|instance| instance.launcher_pid).context("no instance")
-        }
-        Part::Worker | Part::TransformServer | Part::NodeAgent => {
-            let words: &[&str] = match part {
-                Part::Worker => &["-m outstation.worker"],
-                Part::TransformServer => &["outstation-transform-server --listen"],
-                _ => &["outstation-agent node"],
-            };
-            let found = processes(&world.system.layout().state);
-            let pid = found
-                .iter()
-                .find(|(_, command)| words.iter().all(|word| command.contains(word)))
-                .map(|(pid, _)| *pid);
-            pid.with_context(|| format!("no {part:?} among {found:#?}"))
-        }
-    }
-}
-
-async fn strike(world: &World, part: Part) -> Result<u32> {
-    let pid = victim(world, part).await?;
-    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
-    Ok(pid)
-}
-
-/// The one that died is gone, another is in its place, and the group is as ordered.
-async fn recovered(world: &World, struck: &[(Part, u32)]) -> Result<()> {
-    let deadline = tokio::time::Instant::now() + LONG;
-    for (part, dead) in struck {
-        loop {
-            // `victim` fails while there is none.
-            if victim(world, *part).await.is_ok_and(|pid| pid != *dead) && !alive(*dead) {
-                break;
-            }
-            if tokio::time::Instant::now() > deadline {
-                bail!("{part:?} has not come back\n{}", world.system.log_tails(20));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-    // Readiness of before the kill must not count: the account agent has to have heard of it.
-    let admin_says = || world.ready(NODES);
-    admin_says().await?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    admin_says().await
-}
-
-fn alive(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with('Z'))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost() -> Result<()> {
@@ -101,8 +21,9 @@ async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost()
     let departures = world.departures()?;
     let rows = world.rows(&departures[..500]).await?;
     let caller = world.caller().await?;
+    let watch = world.watch();
 
-    let singles = PARTS.map(|part| vec![part]);
+    let singles = Part::ALL.map(|part| vec![part]);
     let pairs = [
         vec![Part::Broker, Part::AccountAgent],
         vec![Part::AccountAgent, Part::NodeAgent],
@@ -118,11 +39,10 @@ async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost()
         for part in &parts {
             struck.push((*part, strike(&world, *part).await?));
         }
-        recovered(&world, &struck).await.with_context(|| format!("after {parts:?}"))?;
+        recovered(&world, &struck, NODES).await.with_context(|| format!("after {parts:?}"))?;
         load.pass(100).await?;
         let (calls, failures) = load.stop().await?;
-        let serving = [Part::Worker, Part::TransformServer, Part::Instance];
-        let lost_max = LANES * parts.iter().filter(|part| serving.contains(part)).count();
+        let lost_max = LANES * parts.iter().filter(|part| part.serves()).count();
         assert!(
             failures.len() <= lost_max,
             "{parts:?}: {} of {calls} lost: {failures:#?}",
@@ -134,6 +54,7 @@ async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost()
         }
         println!("{parts:?}: {} of {calls} calls lost {failures:?}", failures.len());
     }
+    watch.end().await?;
     world.system.shutdown().await
 }
 
@@ -154,20 +75,16 @@ async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
     let rows = world.rows(&departures[..500]).await?;
     let caller = world.caller().await?;
     let load = Load::start(&caller, &rows, LANES);
-    let census = |world: &World| {
-        let mut census = BTreeMap::new();
-        for command in processes(&world.system.layout().state).into_values() {
-            let program = command.split_whitespace().next().unwrap_or_default().to_owned();
-            *census.entry(program).or_insert(0) += 1;
-        }
-        census
-    };
-    let before: BTreeMap<String, u32> = census(&world);
+    let state = world.system.layout().state.clone();
+    let before = census(&state);
+    let watch = world.watch();
     for kill in 1..=kills {
-        let part = PARTS[random.random_range(0..PARTS.len())];
+        let part = Part::ALL[random.random_range(0..Part::ALL.len())];
         load.pass(random.random_range(1..50)).await?;
         let struck = [(part, strike(&world, part).await?)];
-        recovered(&world, &struck).await.with_context(|| format!("kill {kill}: {part:?}"))?;
+        recovered(&world, &struck, NODES)
+            .await
+            .with_context(|| format!("kill {kill}: {part:?}"))?;
     }
     let (calls, failures) = load.stop().await?;
     let lost_max = LANES * usize::try_from(kills)?;
@@ -177,7 +94,8 @@ async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
         assert!(clear, "{failure}");
     }
     println!("{kills} kills: {} of {calls} calls lost", failures.len());
-    assert_eq!(census(&world), before, "as many processes of each program as before");
+    assert_eq!(census(&state), before, "as many processes of each program as before");
+    watch.end().await?;
     world.system.shutdown().await
 }
 

@@ -133,6 +133,7 @@ impl Model {
         self.world.ids.uuid()
     }
 
+    /// Every group that exists, in the order of names.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
     }

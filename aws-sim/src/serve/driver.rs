@@ -50,6 +50,15 @@ pub struct Driver {
     imds_port: u16,
 }
 
+/// One line of `GET /_sim/groups`.
+#[derive(Debug, Serialize)]
+pub struct GroupLine {
+    pub name: String,
+    pub desired: u32,
+    /// Everything but instances that are terminated already.
+    pub instances: usize,
+}
+
 /// One line of `GET /_sim/instances`.
 #[derive(Debug, Serialize)]
 pub struct InstanceLine {
@@ -108,6 +117,16 @@ impl Driver {
         let response = lock(&self.sim).handle(request, now);
         self.wake.notify_one();
         response
+    }
+
+    pub fn groups(&self) -> Vec<GroupLine> {
+        let sim = lock(&self.sim);
+        let line = |group: &crate::model::group::Group| GroupLine {
+            name: group.name.to_string(),
+            desired: group.desired,
+            instances: group.instances.len(),
+        };
+        sim.model.groups().map(line).collect()
     }
 
     pub fn instances(&self) -> Vec<InstanceLine> {

@@ -41,6 +41,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     driver.probe().await?;
     let app = Router::new()
         .route("/_sim/health", get(async || "ok"))
+        .route("/_sim/groups", get(groups))
         .route("/_sim/instances", get(instances))
         .fallback(call)
         .with_state(driver.clone());
@@ -69,6 +70,10 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
     };
     let request = axum::http::Request::from_parts(parts, body);
     driver.call(&request, clock::now()).map(Body::from)
+}
+
+async fn groups(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::GroupLine>> {
+    Json(driver.groups())
 }
 
 async fn instances(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::InstanceLine>> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -129,21 +130,38 @@ pub fn agent_credentials() -> BTreeMap<String, String> {
     .into()
 }
 
-pub fn context(layout: &Layout, slot: &Slot, python: &Path) -> Context {
+/// Addresses that the parties dial instead of each other's own, where something that a test
+/// controls stands in between.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Detours {
+    /// Account agent → broker.
+    pub broker_link: Option<SocketAddr>,
+    /// CLI → broker.
+    pub broker_admin: Option<SocketAddr>,
+    /// Node agent → account agent.
+    pub nodes: Option<SocketAddr>,
+    /// Caller → account agent.
+    pub callers: Option<SocketAddr>,
+    /// Everybody → AutoScaling and STS. For all of them the same: a signature covers the host.
+    pub aws: Option<SocketAddr>,
+}
+
+pub fn context(layout: &Layout, slot: &Slot, options: &DevOptions) -> Context {
+    let detours = &options.detours;
     Context {
         tenant: TenantId::try_from(TENANT).expect("a constant, valid tenant"),
         account: AccountId::try_from(ACCOUNT).expect("a constant, valid account"),
         region: Region::try_from(REGION).expect("a constant, valid region"),
-        python: python.to_owned(),
+        python: options.python.clone(),
         artifacts: layout.store(),
         broker: Endpoint {
-            url: format!("https://{}", slot.broker_admin()),
+            url: format!("https://{}", detours.broker_admin.unwrap_or(slot.broker_admin())),
             ca: layout.broker_root(),
             server_name: BROKER_NAME.into(),
             token_file: layout.broker_token(),
         },
         callers: Some(Endpoint {
-            url: format!("https://{}", slot.callers()),
+            url: format!("https://{}", detours.callers.unwrap_or(slot.callers())),
             ca: layout.callers_root(),
             server_name: ACCOUNT_AGENT_NAME.into(),
             token_file: layout.callers_token(),
@@ -158,7 +176,7 @@ pub fn write_configs(layout: &Layout, slot: &Slot, options: &DevOptions) -> anyh
     fs::set_permissions(&user_data, fs::Permissions::from_mode(0o755)).context("make it run")?;
     write(&layout.config("aws-sim"), &aws_sim_toml(layout, slot, options, &user_data))?;
     write(&layout.config("broker"), &broker_toml(layout, slot))?;
-    write(&layout.config("account-agent"), &agent_toml(layout, slot))?;
+    write(&layout.config("account-agent"), &agent_toml(layout, slot, &options.detours))?;
     write(&layout.guardrails(), &options.guardrails.toml())
 }
 
@@ -222,7 +240,7 @@ region = "{REGION}"
     )
 }
 
-fn agent_toml(layout: &Layout, slot: &Slot) -> String {
+fn agent_toml(layout: &Layout, slot: &Slot, detours: &Detours) -> String {
     format!(
         r#"tenant = "{TENANT}"
 account = "{ACCOUNT}"
@@ -250,8 +268,8 @@ token_file = {callers_token}
 "#,
         store = quoted(&layout.store()),
         state = quoted(&layout.state.join("agent")),
-        aws = slot.aws_sim(),
-        link = slot.broker_link(),
+        aws = detours.aws.unwrap_or(slot.aws_sim()),
+        link = detours.broker_link.unwrap_or(slot.broker_link()),
         root = quoted(&layout.broker_root()),
         join_token = quoted(&layout.join_token()),
         nodes = slot.nodes(),
@@ -274,11 +292,11 @@ fn user_data_script(layout: &Layout, slot: &Slot, options: &DevOptions) -> Strin
            --region {REGION} \\\n  \
            --sts-endpoint http://{aws}\n",
         agent = quote(&options.bin_dir.join("outstation-agent")),
-        nodes = slot.nodes(),
+        nodes = options.detours.nodes.unwrap_or(slot.nodes()),
         store = quote(&layout.store()),
         dir = quote(&layout.instances()),
         server = quote(&options.bin_dir.join("outstation-transform-server")),
-        aws = slot.aws_sim(),
+        aws = options.detours.aws.unwrap_or(slot.aws_sim()),
     )
 }
 
@@ -366,7 +384,7 @@ mod tests {
             let text = fs::read_to_string(&path).expect("written above");
             text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{text}\n{error}"));
         }
-        context(&layout, &slot, Path::new("/python")).write(&layout.context()).expect("written");
+        context(&layout, &slot, &options).write(&layout.context()).expect("written");
         Context::read(&layout.context()).expect("reads back");
     }
 }

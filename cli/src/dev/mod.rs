@@ -10,5 +10,7 @@ mod sim;
 pub mod slot;
 pub mod system;
 
-pub use layout::DevGuardrails;
-pub use system::{DevOptions, DevSystem, ServiceName, SimInstance};
+pub use layout::{Detours, DevGuardrails};
+pub use sim::{Sim, SimGroup, SimInstance};
+pub use slot::Slot;
+pub use system::{DevOptions, DevSystem, ServiceName};

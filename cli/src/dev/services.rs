@@ -25,6 +25,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A process that ran this long was well: its next death starts the backoff anew.
 const WELL_AFTER: Duration = Duration::from_secs(10);
+/// Between two looks whether a process that was killed is gone.
+const HELD_POLL: Duration = Duration::from_millis(5);
 /// Ours end within a second of SIGTERM; a stuck one is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -107,10 +109,20 @@ pub struct ServiceState {
     pub last_exit: Option<String>,
 }
 
+/// What its keeper is to see to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Running,
+    /// Dead, and not started again before it is released.
+    Held,
+    /// Ended for good.
+    Stopped,
+}
+
 pub struct Service {
     spec: ServiceSpec,
     state: Arc<Mutex<ServiceState>>,
-    stop: watch::Sender<bool>,
+    wanted: watch::Sender<Wanted>,
     task: JoinHandle<()>,
 }
 
@@ -125,9 +137,9 @@ impl Service {
         let child = spawner.spawn(&spec).await?;
         let state =
             Arc::new(Mutex::new(ServiceState { pid: child.id(), starts: 1, last_exit: None }));
-        let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(keep(spawner.clone(), spec.clone(), child, state.clone(), stopped));
-        Ok(Service { spec, state, stop, task })
+        let (wanted, told) = watch::channel(Wanted::Running);
+        let task = tokio::spawn(keep(spawner.clone(), spec.clone(), child, state.clone(), told));
+        Ok(Service { spec, state, wanted, task })
     }
 
     pub fn name(&self) -> &'static str {
@@ -152,10 +164,22 @@ impl Service {
         send(pid, signal).with_context(|| format!("signal {}", self.spec.name))
     }
 
+    /// SIGKILL, and no restart until [`Service::release`]; returns when the process is gone.
+    pub async fn hold(&self) {
+        self.wanted.send_replace(Wanted::Held);
+        while self.state().pid.is_some() && !self.is_over() {
+            tokio::time::sleep(HELD_POLL).await;
+        }
+    }
+
+    /// Ends a hold: the service is started again at once.
+    pub fn release(&self) {
+        self.wanted.send_replace(Wanted::Running);
+    }
+
     /// SIGTERM, then SIGKILL; returns when the process is gone and stays gone.
     pub async fn stop(self) {
-        // An error means that the keeper has ended already.
-        let _ = self.stop.send(true);
+        self.wanted.send_replace(Wanted::Stopped);
         let _ = self.task.await;
     }
 }
@@ -171,19 +195,25 @@ async fn keep(
     spec: ServiceSpec,
     mut child: Child,
     state: Arc<Mutex<ServiceState>>,
-    mut stopped: watch::Receiver<bool>,
+    mut wanted: watch::Receiver<Wanted>,
 ) {
     let mut backoff = BACKOFF_FIRST;
     loop {
         let started = clock::now();
         let exit = tokio::select! {
-            exit = child.wait() => Some(exit_text(&exit)),
-            () = told(&mut stopped) => None,
-        };
-        let Some(exit) = exit else {
-            end(&mut child).await;
-            locked(&state).pid = None;
-            return;
+            exit = child.wait() => exit_text(&exit),
+            other = no_longer(Wanted::Running, &mut wanted) => match other {
+                Wanted::Running | Wanted::Held => {
+                    // An error says that it has ended by itself.
+                    let _ = child.kill().await;
+                    "held".to_owned()
+                }
+                Wanted::Stopped => {
+                    end(&mut child).await;
+                    locked(&state).pid = None;
+                    return;
+                }
+            }
         };
         {
             let mut state = locked(&state);
@@ -198,12 +228,24 @@ async fn keep(
         if !spec.restart {
             return;
         }
+        let mut pause = backoff;
         child = loop {
-            tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
-                () = told(&mut stopped) => return,
+            let other = tokio::select! {
+                biased;
+                other = no_longer(Wanted::Running, &mut wanted) => Some(other),
+                () = tokio::time::sleep(pause) => None,
+            };
+            match other {
+                Some(Wanted::Stopped) => return,
+                Some(Wanted::Held | Wanted::Running) => {
+                    no_longer(Wanted::Held, &mut wanted).await;
+                    pause = Duration::ZERO;
+                    continue;
+                }
+                None => {}
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
+            pause = backoff;
             match spawner.spawn(&spec).await {
                 Ok(child) => break child,
                 Err(error) => note(&spec.log, &format!("--- {error:#}")),
@@ -215,9 +257,10 @@ async fn keep(
     }
 }
 
-/// A dropped handle stops its service too: then there is nobody left to tell.
-async fn told(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stop| *stop).await;
+/// What is wanted instead of `now`. A dropped handle stops its service too: then there is nobody
+/// left to tell.
+async fn no_longer(now: Wanted, wanted: &mut watch::Receiver<Wanted>) -> Wanted {
+    wanted.wait_for(|wanted| *wanted != now).await.map_or(Wanted::Stopped, |wanted| *wanted)
 }
 
 async fn end(child: &mut Child) {

@@ -1,9 +1,10 @@
-//! One GET to the simulated AWS's own paths: HTTP/1.1, one answer, connection closed.
+//! The simulated AWS's own paths: what it has, beside what AWS would say.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -11,7 +12,52 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A hundred instances at 500 bytes each, with room.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-pub async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
+/// An instance, as `/_sim/instances` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SimInstance {
+    pub instance_id: String,
+    pub group: String,
+    pub address: String,
+    /// As seen from here; killing it is the death of the instance.
+    pub launcher_pid: Option<u32>,
+    pub lifecycle_state: String,
+}
+
+/// A group, as `/_sim/groups` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SimGroup {
+    pub name: String,
+    pub desired: u32,
+    /// Those that are leaving included.
+    pub instances: u32,
+}
+
+/// Where it listens. Each question is a connection of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Sim(SocketAddr);
+
+impl Sim {
+    pub fn at(address: SocketAddr) -> Sim {
+        Sim(address)
+    }
+
+    pub async fn is_up(&self) -> bool {
+        get(self.0, "/_sim/health").await.is_ok()
+    }
+
+    pub async fn groups(&self) -> anyhow::Result<Vec<SimGroup>> {
+        let body = get(self.0, "/_sim/groups").await?;
+        serde_json::from_slice(&body).context("read the simulated groups")
+    }
+
+    pub async fn instances(&self) -> anyhow::Result<Vec<SimInstance>> {
+        let body = get(self.0, "/_sim/instances").await?;
+        serde_json::from_slice(&body).context("read the simulated instances")
+    }
+}
+
+/// One GET: HTTP/1.0, one answer, connection closed.
+async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         // HTTP/1.0: the answer is never in chunks and ends with the connection.

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
-use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::layout::{self, DevGuardrails, Layout};
+use super::layout::{self, Detours, DevGuardrails, Layout};
 use super::services::{Service, ServiceSpec, ServiceState, Spawner, tail};
-use super::sim;
+use super::sim::{Sim, SimInstance};
 use super::slot::Slot;
 use crate::admin::Admin;
 use crate::apply::{self, ApplyOptions, Outcome};
@@ -34,6 +33,7 @@ pub struct DevOptions {
     pub guardrails: DevGuardrails,
     /// How long a simulated instance takes to boot.
     pub boot_delay_ms: u64,
+    pub detours: Detours,
 }
 
 impl DevOptions {
@@ -48,6 +48,7 @@ impl DevOptions {
             python: python.into(),
             guardrails: DevGuardrails::default(),
             boot_delay_ms: 0,
+            detours: Detours::default(),
         }
     }
 }
@@ -57,17 +58,6 @@ pub enum ServiceName {
     AwsSim,
     Broker,
     AccountAgent,
-}
-
-/// An instance of the simulated AWS, as `/_sim/instances` tells it.
-#[derive(Debug, Clone, Deserialize)]
-pub struct SimInstance {
-    pub instance_id: String,
-    pub group: String,
-    pub address: String,
-    /// As seen from here; killing it is the death of the instance.
-    pub launcher_pid: Option<u32>,
-    pub lifecycle_state: String,
 }
 
 pub struct DevSystem {
@@ -93,13 +83,17 @@ const JOIN_TOKEN_VALID_SECS: u32 = 600;
 impl DevSystem {
     /// Returns when the account agent is enrolled and connected. On an error nothing is left.
     pub async fn start(options: DevOptions) -> anyhow::Result<DevSystem> {
+        DevSystem::start_in(Slot::claim()?, options).await
+    }
+
+    /// The same for who must know the ports before anything runs there.
+    pub async fn start_in(slot: Slot, options: DevOptions) -> anyhow::Result<DevSystem> {
         let layout = Layout::new(&options.state)?;
         let lock = lock_state(&layout)?;
         layout.reset()?;
-        let slot = Slot::claim()?;
         check_binaries(&options.bin_dir)?;
         layout::write_configs(&layout, &slot, &options)?;
-        let context = layout::context(&layout, &slot, &options.python);
+        let context = layout::context(&layout, &slot, &options);
         context.write(&layout.context())?;
 
         let spawner = Spawner::new(options.bin_dir.join("outstation"))?;
@@ -176,14 +170,28 @@ impl DevSystem {
         self.service(name).signal(signal)
     }
 
+    /// SIGKILL without a restart, as if its machine were gone; returns when the process is.
+    pub async fn hold(&self, name: ServiceName) {
+        self.service(name).hold().await;
+    }
+
+    /// Ends a hold: the service is started again.
+    pub fn release(&self, name: ServiceName) {
+        self.service(name).release();
+    }
+
     /// The simulated AWS has died: nothing can be expected of the system any more.
     pub fn is_broken(&self) -> bool {
         self.aws_sim.is_over()
     }
 
+    /// The simulated AWS's own view of itself.
+    pub fn sim(&self) -> Sim {
+        Sim::at(self.slot.aws_sim())
+    }
+
     pub async fn instances(&self) -> anyhow::Result<Vec<SimInstance>> {
-        let body = sim::get(self.slot.aws_sim(), "/_sim/instances").await?;
-        serde_json::from_slice(&body).context("read the simulated instances")
+        self.sim().instances().await
     }
 
     /// Applies a folder of declarations without asking, and follows it.
@@ -356,10 +364,8 @@ async fn start_aws_sim(
     let spec =
         ServiceSpec { restart: false, ..spec("aws-sim", "aws-sim", &["serve"], options, layout) };
     let service = Service::start(spawner, spec).await?;
-    until("the simulated AWS", &[&service], || async {
-        sim::get(slot.aws_sim(), "/_sim/health").await.is_ok()
-    })
-    .await?;
+    until("the simulated AWS", &[&service], || async { Sim::at(slot.aws_sim()).is_up().await })
+        .await?;
     Ok(service)
 }
 
