@@ -26,8 +26,12 @@ impl Desk {
         Desk { shared, reports }
     }
 
-    /// A new session, which starts from what is in the ledger and what was refused.
+    /// A new session, which starts from what is in the ledger and what was refused. What the account
+    /// store could not take was no refusal of the order: this session asks for it again.
     pub fn open_session(&mut self, agent: AgentId) -> AgentSession {
+        for answers in self.reports.values_mut() {
+            answers.refused.take_if(|(.., reason)| reason.rule == RefusalRule::AccountStore);
+        }
         let accepted = lock(&self.shared.ledger)
             .accepted()
             .iter()
