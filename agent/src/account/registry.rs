@@ -25,6 +25,11 @@ pub struct NodeRecord {
     pub since_unix_secs: u64,
     #[serde(skip)]
     session: Option<SessionId>,
+    /// AWS had its instance and has it no more; its session may run on for a while.
+    #[serde(skip)]
+    gone_from_aws: bool,
+    #[serde(skip)]
+    seen_on_aws: bool,
     /// When its last session ended, while it has none.
     lost_at_unix_secs: Option<u64>,
 }
@@ -81,6 +86,8 @@ impl Registry {
             reason: None,
             since_unix_secs: now_unix_secs,
             session: None,
+            gone_from_aws: false,
+            seen_on_aws: false,
             lost_at_unix_secs: None,
         });
         node.group = group;
@@ -144,8 +151,12 @@ impl Registry {
             observed.values().flat_map(|group| group.instances.keys()).collect();
         let before = self.nodes.len();
         self.nodes.retain(|instance, node| {
-            // A node that has just said hello may be newer than the last look at AWS.
-            present.contains(instance) || node.session.is_some()
+            let is_present = present.contains(instance);
+            node.gone_from_aws = node.seen_on_aws && !is_present;
+            node.seen_on_aws |= is_present;
+            // A node that has just said hello may be newer than the last look at AWS, and a look
+            // may be older than it says.
+            is_present || node.session.is_some()
         });
         self.nodes.len() != before
     }
@@ -193,7 +204,7 @@ impl Registry {
             .filter(|(_, node)| node.group == own.group && node.phase == NodePhase::Ready)
             .filter(|(_, node)| node.artifacts.as_ref().is_some_and(|a| !same(a, wanted)))
             // One that is not there cannot take its turn and must not hold up the others.
-            .filter(|(_, node)| node.session.is_some())
+            .filter(|(_, node)| node.session.is_some() && !node.gone_from_aws)
             .map(|(instance, _)| instance)
             .collect();
         let size = self.nodes.values().filter(|node| node.group == own.group).count();
@@ -247,6 +258,7 @@ pub fn same(a: &Artifacts, b: &Artifacts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::account::plan::ObservedGroup;
     use crate::account::testing::group;
     use outstation_protocol::{Digest, Generation};
 
@@ -353,5 +365,31 @@ mod tests {
         registry.lost(&instance(0), SessionId(1), 1);
         let wanted = artifacts(b"new");
         assert_eq!(registry.artifacts_for(&instance(1), &wanted), wanted);
+    }
+
+    #[test]
+    fn a_node_whose_instance_is_gone_takes_no_turn_although_its_session_runs_on() {
+        let mut registry = with_nodes(2);
+        let aws = |instances: &[u32]| {
+            let running = ObservedInstance { lifecycle: "InService".to_owned(), healthy: true };
+            let observed = ObservedGroup {
+                min: 2,
+                max: 2,
+                desired: 2,
+                launch_template: None,
+                tags: BTreeMap::new(),
+                instances: instances.iter().map(|n| (instance(*n), running.clone())).collect(),
+                deleting: false,
+            };
+            Observed::from([(group("a"), observed)])
+        };
+        let wanted = artifacts(b"new");
+        registry.forget_missing(&aws(&[0, 1]));
+        assert_eq!(registry.artifacts_for(&instance(1), &wanted), artifacts(b"old"), "its turn");
+        registry.forget_missing(&aws(&[1]));
+        assert_eq!(registry.artifacts_for(&instance(1), &wanted), wanted);
+        // The look was a stale one: the node is still known, and takes its turn again.
+        registry.forget_missing(&aws(&[0, 1]));
+        assert_eq!(registry.artifacts_for(&instance(1), &wanted), artifacts(b"old"));
     }
 }
