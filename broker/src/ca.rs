@@ -170,6 +170,11 @@ impl Ca {
         Ok(Ca { tenant, root, root_pem, issuer })
     }
 
+    /// From which keys of other purposes may be derived; as secret as the CA's key, for it is that.
+    pub fn secret(&self) -> Vec<u8> {
+        self.issuer.key().serialize_der()
+    }
+
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }

@@ -11,6 +11,7 @@ pub mod files;
 pub mod frames;
 pub mod identity;
 pub mod link;
+pub mod resets;
 pub mod store;
 
 #[cfg(test)]

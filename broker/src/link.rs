@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use crate::ca::{Ca, ServerIdentity};
 use crate::control::{self, Sessions};
 use crate::enroll;
+use crate::resets;
 use crate::store::Store;
 
 /// About 33 KiB each: 330 MiB, and four times the agents of the largest fleet planned for.
@@ -78,7 +79,11 @@ impl Link {
         shared: Arc<Shared>,
     ) -> Result<Link, BindError> {
         let config = server_config(server, shared.ca.root())?;
-        let endpoint = Endpoint::server(config, listen)
+        let resets = resets::endpoint_config(&shared.ca.secret());
+        let endpoint = std::net::UdpSocket::bind(listen)
+            .and_then(|socket| {
+                Endpoint::new(resets, Some(config), socket, Arc::new(quinn::TokioRuntime))
+            })
             .map_err(|source| BindError::Listen { listen, source })?;
         Ok(Link { endpoint, shared })
     }

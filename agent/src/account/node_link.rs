@@ -21,6 +21,7 @@ use super::shared::{Shared, lock};
 use crate::frames::{FrameReader, write_frame};
 use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
+use crate::trust::resets;
 use crate::trust::spiffe::NodeCertificate;
 use crate::trust::sts_verifier::{StsEndpoint, StsVerifier};
 use crate::trust::tls::{self, Peer};
@@ -64,9 +65,14 @@ impl NodeLink {
         };
         let sts = StsEndpoint::choose(&config.region, config.aws.endpoint.as_deref())?;
         let verifier = StsVerifier::new(sts, audience, expected)?;
-        let endpoint =
-            quinn::Endpoint::server(tls::node_link_server(ca.clone())?, config.nodes.listen)
-                .with_context(|| format!("listen for nodes on {} (UDP)", config.nodes.listen))?;
+        let tls_config = tls::node_link_server(ca.clone())?;
+        let endpoint = std::net::UdpSocket::bind(config.nodes.listen)
+            .and_then(|socket| {
+                let server = Some(tls_config);
+                let runtime = Arc::new(quinn::TokioRuntime);
+                quinn::Endpoint::new(resets::endpoint_config(&ca.secret()), server, socket, runtime)
+            })
+            .with_context(|| format!("listen for nodes on {} (UDP)", config.nodes.listen))?;
         tracing::info!(listen = %config.nodes.listen, "node link");
         Ok(Arc::new(NodeLink {
             shared,

@@ -4,6 +4,7 @@
 pub mod ca;
 pub mod enroll;
 pub mod files;
+pub mod resets;
 pub mod spiffe;
 pub mod sts_client;
 pub mod sts_verifier;
