@@ -7,6 +7,7 @@ pub mod faults;
 pub mod invariants;
 pub mod links;
 pub mod parts;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -214,6 +215,22 @@ pub fn processes(state: &Path) -> BTreeMap<u32, String> {
         }
     }
     found
+}
+
+/// `address:port` of the listening sockets, TCP and UDP, that these processes hold.
+pub fn listeners_of(pids: &BTreeMap<u32, String>) -> Vec<String> {
+    let output = Command::new("ss").args(["-H", "-l", "-t", "-u", "-n", "-p"]).output();
+    let Ok(output) = output else { return Vec::new() };
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| pids.keys().any(|pid| line.contains(&format!("pid={pid},"))))
+        .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
+        .collect()
+}
+
+/// A number that makes a test longer or repeats it.
+pub fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 /// How a command ended.

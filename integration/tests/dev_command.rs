@@ -1,6 +1,5 @@
 //! `outstation dev` as a person runs it: what it leaves behind when it ends, however it ends.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use outstation_integration::{LONG, ONE_AT_A_TIME, binaries, processes, python, workspace};
+use outstation_integration::{
+    LONG, ONE_AT_A_TIME, binaries, listeners_of, processes, python, workspace,
+};
 
 struct Dev {
     child: Child,
@@ -53,17 +54,6 @@ impl Dev {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?;
         Ok(self.child.wait()?)
     }
-}
-
-/// `address:port` of the listening TCP sockets that these processes hold.
-fn listeners_of(pids: &BTreeMap<u32, String>) -> Vec<String> {
-    let output = Command::new("ss").args(["-H", "-l", "-t", "-u", "-n", "-p"]).output();
-    let Ok(output) = output else { return Vec::new() };
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter(|line| pids.keys().any(|pid| line.contains(&format!("pid={pid},"))))
-        .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
-        .collect()
 }
 
 fn assert_nothing_left(state: &Path, listeners: &[String]) {
@@ -109,6 +99,56 @@ fn it_leaves_nothing_behind_when_it_is_killed() -> Result<()> {
     let _turn = ONE_AT_A_TIME.blocking_lock();
     let status = ends_clean("killed", Signal::SIGKILL)?;
     assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    Ok(())
+}
+
+/// A terminal that is closed ends it as Ctrl-C does.
+#[test]
+fn it_leaves_nothing_behind_when_its_terminal_is_closed() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
+    let status = ends_clean("hangup", Signal::SIGHUP)?;
+    assert_eq!(status.code(), Some(0), "{status}");
+    Ok(())
+}
+
+/// Killed as soon as the first of its processes runs, when half of them are not there yet.
+#[test]
+fn it_leaves_nothing_behind_when_it_is_killed_while_it_starts() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
+    for program in ["aws-sim serve", "outstation-agent account"] {
+        let dev = Dev::start("early")?;
+        let state = dev.state.clone();
+        let deadline = Instant::now() + LONG;
+        while !processes(&state).values().any(|command| command.contains(program)) {
+            assert!(Instant::now() < deadline, "no {program} was started");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let listeners = listeners_of(&processes(&state));
+        let status = dev.end(Signal::SIGKILL)?;
+        assert_nothing_left(&state, &listeners);
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{program}: {status}");
+    }
+    Ok(())
+}
+
+/// The simulated AWS dies under it: there is nothing to go on with, and it says so.
+#[test]
+fn it_ends_when_the_simulated_aws_dies() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.blocking_lock();
+    let mut dev = Dev::start("no-aws")?;
+    dev.wait_until_up()?;
+    let state = dev.state.clone();
+    let running = processes(&state);
+    let listeners = listeners_of(&running);
+    let aws = running.iter().find(|(_, command)| command.contains("aws-sim serve"));
+    let (pid, _) = aws.context("the simulated AWS")?;
+    kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut dev.stderr, &mut said)?;
+    let status = dev.child.wait()?;
+    assert_nothing_left(&state, &listeners);
+    assert!(said.contains("error: the simulated AWS has died\nhint: "), "{said}");
+    assert_eq!(status.code(), Some(1), "{status}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use outstation_cli::dev::ServiceName;
 use outstation_integration::parts::{Part, census, recovered, strike};
-use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World};
+use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, number};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -62,7 +62,6 @@ async fn whatever_is_killed_comes_back_and_only_calls_in_flight_there_are_lost()
 /// documented longer run, and `OUTSTATION_SEED` repeats one.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let kills = number("OUTSTATION_KILLS").unwrap_or(20);
     let seed = number("OUTSTATION_SEED").unwrap_or(0x5eed);
     println!("OUTSTATION_SEED={seed} OUTSTATION_KILLS={kills} cargo nextest run random_kills");

@@ -63,8 +63,7 @@ pub async fn run(verb: args::Dev) -> anyhow::Result<ExitCode> {
         }
         Ok(Some(_)) => {
             what_next(&verb, &system, &run);
-            stay(&mut ended, &system).await;
-            ExitCode::SUCCESS
+            stay(&mut ended, &system).await
         }
         Ok(None) => interrupted(),
         Err(_) => ExitCode::FAILURE,
@@ -242,15 +241,15 @@ fn example_call(run: &Run) -> Option<(String, serde_json::Value)> {
     Some((load.target, serde_json::Value::Object(row_to_json(load.rows.first()?))))
 }
 
-async fn stay(ended: &mut Ended, system: &DevSystem) {
+async fn stay(ended: &mut Ended, system: &DevSystem) -> ExitCode {
     loop {
         tokio::select! {
-            () = ended.wait() => return,
+            () = ended.wait() => return ExitCode::SUCCESS,
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 if system.is_broken() {
                     eprintln!("error: the simulated AWS has died");
                     eprintln!("hint: its log is {}", system.layout().logs().join("aws-sim.log").display());
-                    return;
+                    return ExitCode::FAILURE;
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! Any fault after any other, drawn from a seed or named.
 
 use anyhow::{Context as _, Result};
-use outstation_integration::ONE_AT_A_TIME;
 use outstation_integration::faults::Fault;
 use outstation_integration::parts::census;
+use outstation_integration::{ONE_AT_A_TIME, number};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -13,7 +13,6 @@ use crate::{Day, LANES, NODES, lost_at_most};
 /// `OUTSTATION_FAULT="stop worker"` names the only one to draw.
 #[tokio::test(flavor = "multi_thread")]
 async fn any_fault_at_any_moment_passes() -> Result<()> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let faults = number("OUTSTATION_FAULTS").unwrap_or(6);
     let seed = number("OUTSTATION_SEED").unwrap_or(0x5eed);
     let named: Option<Fault> =

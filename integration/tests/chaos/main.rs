@@ -2,8 +2,11 @@
 //! still, a broker or an account agent that is gone for good, disks that are full, and any of it in a
 //! row. What must always hold is looked at all the while (`outstation_integration::invariants`).
 
+mod alone;
 mod any;
+mod disks;
 mod links;
+mod soak;
 mod stops;
 
 use std::sync::Arc;
@@ -28,8 +31,12 @@ struct Day {
 }
 
 impl Day {
+    /// With links between the parties that can be bad; `seed` decides what those do.
     async fn begin(name: &str, seed: u64) -> Result<Day> {
-        let world = World::start_with_links(name, seed).await?;
+        Day::of(World::start_with_links(name, seed).await?).await
+    }
+
+    async fn of(world: World) -> Result<Day> {
         world.apply(NODES).await?;
         let departures = world.departures()?;
         let rows = world.rows(&departures[..500]).await?;
@@ -55,7 +62,6 @@ impl Day {
     }
 
     /// Waits until a log says this more than `before` times.
-    #[expect(dead_code, reason = "soon")]
     async fn says(&self, service: ServiceName, words: &str, before: usize) -> Result<()> {
         until(&format!("{service:?} to say {words:?}"), || async {
             Ok(self.said(service, words) > before)
