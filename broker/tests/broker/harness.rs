@@ -104,6 +104,15 @@ impl Running {
     pub async fn stop(self) -> TempDir {
         let _ = self.stop.send(());
         soon("the broker's end", self.ended).await.expect("no panic").expect("a clean end");
+        // The store's thread closes the database when its last user is gone, which is a moment later;
+        // who copies the file or puts another in its place must not meet the journal of this one.
+        let journal = self.dir.path().join("state/broker.db-wal");
+        let closed = async {
+            while journal.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        soon("the database's end", closed).await;
         self.dir
     }
 
