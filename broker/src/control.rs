@@ -14,7 +14,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, field, info, warn};
 
 use crate::clock;
 use crate::frames::{FrameReader, FrameWriter, LinkError};
@@ -387,14 +387,15 @@ impl Driver<'_> {
         let accepted = before.accepted;
         // Only an order that was accepted converges, so its digest is known.
         let digest_of = |generation| {
-            accepted.filter(|(accepted, _)| *accepted == generation).map(|(_, d)| d.short())
+            let digest = accepted.filter(|(accepted, _)| *accepted == generation);
+            digest.map(|(_, digest)| field::display(digest.short()))
         };
         match answer {
             Answer::Accepted { generation, digest } => {
-                info!(%agent, %group, %generation, digest = digest.short(), "accepted");
+                info!(%agent, %group, %generation, digest = %digest.short(), "accepted");
             }
             Answer::Refused { generation, digest, reason } => {
-                info!(%agent, %group, %generation, digest = digest.short(), rule = rule_name(reason.rule), message = crate::shown(&reason.message), "refused");
+                info!(%agent, %group, %generation, digest = %digest.short(), rule = rule_name(reason.rule), reason = crate::shown(&reason.message), "refused");
             }
             Answer::Converged { generation, .. } => {
                 info!(%agent, %group, %generation, digest = digest_of(generation), "converged");
@@ -403,7 +404,7 @@ impl Driver<'_> {
                 let before = before.status.map(|before| before.phase);
                 if before != Some(status.phase) {
                     let generation = accepted.map(|(generation, _)| generation.0);
-                    let digest = accepted.map(|(_, digest)| digest.short());
+                    let digest = accepted.map(|(_, digest)| field::display(digest.short()));
                     info!(%agent, %group, generation, digest, phase = %status.phase, reason = crate::shown(&status.reason), "phase");
                 }
             }

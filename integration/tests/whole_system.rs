@@ -199,6 +199,12 @@ async fn refusals_are_shown_and_nothing_is_half_done() -> Result<()> {
     let run = world.outstation(&["describe", "delay_tsg"])?;
     assert!(run.stdout.contains("90 nodes are more than nodes_per_group_max 40"), "{run}");
     assert!(run.stdout.contains("guardrails/"), "says who can change it: {run}");
+    // Counts and spec are those of the accepted order, the refused one is named apart.
+    assert!(run.stdout.contains("desired 3  observed 3"), "{run}");
+    assert!(run.stdout.contains("it wanted nodes 3 -> 90"), "{run}");
+    let run = world.outstation(&["plan", "."])?;
+    assert_eq!(run.code, 2, "{run}");
+    assert!(run.stdout.contains("asked again: refused by"), "{run}");
     world.ready(3).await.context("what was there goes on")?;
     assert_eq!(world.system.instances().await?.len(), 3);
 

@@ -95,6 +95,7 @@ pub fn gap(gap: Gap) -> api::Gap {
         GapReason::Pruned => api::gap::Reason::Pruned,
         GapReason::OtherLog => api::gap::Reason::OtherLog,
         GapReason::OlderLog => api::gap::Reason::OlderLog,
+        GapReason::Beyond => api::gap::Reason::Beyond,
     };
     api::Gap { reason: reason.into(), after: gap.after, resumes_after: gap.resumes_after }
 }

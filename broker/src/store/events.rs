@@ -56,6 +56,8 @@ pub enum GapReason {
     OtherLog,
     /// This is an older copy of the database: what the reader saw last is not in it.
     OlderLog,
+    /// A number that this log has not given yet; which log it is of is not known.
+    Beyond,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +122,7 @@ fn resume(after: &After, known: &Known) -> (u64, Option<Gap>) {
     match after {
         After::Nothing => (first, None),
         After::Sequence(after) if *after > known.newest => {
-            gap(GapReason::OlderLog, *after, known.newest)
+            gap(GapReason::Beyond, *after, known.newest)
         }
         After::Sequence(after) => joined(*after),
         After::Cursor(cursor) if cursor.log != known.log => {
@@ -395,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_reader_goes_on_where_it_was_or_is_told_what_is_missing() {
-        use GapReason::{OlderLog, OtherLog, Pruned};
+        use GapReason::{Beyond, OlderLog, OtherLog, Pruned};
         let at = |log: &str, run: &str, sequence| {
             After::Cursor(Cursor { log: log.into(), run: run.into(), sequence })
         };
@@ -415,7 +417,8 @@ mod tests {
             ("the number before the first", After::Sequence(4), known(5, 9, None, None), 4, None),
             ("the newest number", After::Sequence(9), known(5, 9, None, None), 9, None),
             ("a number that is pruned", After::Sequence(2), known(5, 9, None, None), 4, Some(Pruned)),
-            ("a number of another log", After::Sequence(12), known(5, 9, None, None), 9, Some(OlderLog)),
+            ("a number not given yet", After::Sequence(12), known(5, 9, None, None), 9, Some(Beyond)),
+            ("a number of an empty log", After::Sequence(12), known(0, 0, None, None), 0, Some(Beyond)),
             ("where it was", at("ours", "r2", 7), known(5, 9, Some("r2"), None), 7, None),
             ("at the newest", at("ours", "r2", 9), known(5, 9, Some("r2"), None), 9, None),
             ("before the first", at("ours", "", 0), known(1, 9, None, None), 0, None),

@@ -106,6 +106,10 @@ pub fn gap_text(gap: &Gap) -> String {
             "the broker has an older copy of its database: what was seen up to event {after} is \
              partly not in it, it goes on behind event {resumes_after}"
         ),
+        Reason::Beyond => format!(
+            "there is no event {after} yet, the newest is {resumes_after}: is the number of another \
+             broker or of an older database?"
+        ),
         Reason::Unspecified => {
             format!("something is missing between events {after} and {resumes_after}")
         }
@@ -117,6 +121,7 @@ pub fn gap_name(gap: &Gap) -> &'static str {
         Reason::Pruned => "pruned",
         Reason::OtherLog => "other_log",
         Reason::OlderLog => "older_log",
+        Reason::Beyond => "beyond",
         Reason::Unspecified => "unspecified",
     }
 }
@@ -202,6 +207,7 @@ mod tests {
             (Reason::Pruned, "events 4 to 8 are gone"),
             (Reason::OtherLog, "another database than before: event 3"),
             (Reason::OlderLog, "an older copy of its database"),
+            (Reason::Beyond, "there is no event 3 yet, the newest is 8"),
             (Reason::Unspecified, "something is missing"),
         ] {
             let text = gap_text(&Gap { reason: reason.into(), after: 3, resumes_after: 8 });
