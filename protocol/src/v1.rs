@@ -150,6 +150,27 @@ pub enum RefusalRule {
     PreventDestroy,
     /// The account store could not take it; the agent tries again.
     AccountStore,
+    /// The account and its ledger contradict each other; the agent tries again.
+    Contradiction,
+}
+
+impl RefusalRule {
+    /// True if a refusal by this rule ends its generation. The others say that the order could not
+    /// be judged, so the agent asks for it again.
+    pub fn is_final(self) -> bool {
+        match self {
+            RefusalRule::OlderGeneration
+            | RefusalRule::ConflictingGeneration
+            | RefusalRule::UnknownParent
+            | RefusalRule::Malformed
+            | RefusalRule::WrongDataPlane
+            | RefusalRule::Expired
+            | RefusalRule::Signature
+            | RefusalRule::Guardrail
+            | RefusalRule::PreventDestroy => true,
+            RefusalRule::AccountStore | RefusalRule::Contradiction => false,
+        }
+    }
 }
 
 /// Node agent → account agent.

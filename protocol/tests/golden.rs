@@ -43,7 +43,7 @@ const NODE_PHASES: [NodePhase; 8] = [
     NodePhase::Gone,
 ];
 
-const RULES: [RefusalRule; 10] = [
+const RULES: [RefusalRule; 11] = [
     RefusalRule::OlderGeneration,
     RefusalRule::ConflictingGeneration,
     RefusalRule::UnknownParent,
@@ -54,6 +54,7 @@ const RULES: [RefusalRule; 10] = [
     RefusalRule::Guardrail,
     RefusalRule::PreventDestroy,
     RefusalRule::AccountStore,
+    RefusalRule::Contradiction,
 ];
 
 /// The lists above are by hand; this makes the compiler ask for a new variant, and the test for
@@ -98,6 +99,7 @@ fn every_variant_has_its_place() {
             RefusalRule::Guardrail => 7,
             RefusalRule::PreventDestroy => 8,
             RefusalRule::AccountStore => 9,
+            RefusalRule::Contradiction => 10,
         };
         assert_eq!(index, place);
     }

@@ -97,6 +97,8 @@ struct World {
     refuses: Option<u8>,
     /// The broker's disk is full.
     store_fails: bool,
+    /// By which rule.
+    rule: RefusalRule,
 }
 
 impl World {
@@ -114,6 +116,7 @@ impl World {
             to_agent: vec![],
             refuses,
             store_fails: false,
+            rule: RefusalRule::Guardrail,
         }
     }
 
@@ -137,7 +140,7 @@ impl World {
         let order = Order::from_envelope(envelope).expect("made by put");
         assert_eq!((&order.group, order.generation), (&entry.group, entry.generation));
         if self.refuses.is_some_and(|index| entry.group == group(index)) {
-            let rule = RefusalRule::Guardrail;
+            let rule = self.rule;
             return Verdict::Refused(Refusal { rule, message: "no".into(), hint: "ask".into() });
         }
         let before = self.disk.ledger.insert(entry.group.clone(), (entry.generation, entry.digest));
@@ -310,7 +313,7 @@ proptest! {
                 Step::LoseToBroker => drop(world.to_broker.pop()),
                 Step::Reconnect => world.reconnect(),
                 Step::Elapse(secs) => world.elapse(secs),
-                Step::StoreRecovered => world.agent.retry_after_store_failure(),
+                Step::StoreRecovered => world.agent.ask_again(),
                 Step::BrokerStoreFails(fails) => world.store_fails = fails,
                 Step::BrokerStoreRetried => world.broker.retry_after_store_failure(),
             }
@@ -448,6 +451,53 @@ fn an_envelope_that_was_not_asked_for_is_not_judged() {
     world.agent.handle_message(ToAgent::Order { envelope }, world.now);
     world.settle();
     assert!(world.disk.ledger.is_empty());
+}
+
+#[test]
+fn only_a_refusal_that_is_no_judgement_is_asked_for_again_by_the_next_session() {
+    for (rule, asked_again) in [
+        (RefusalRule::Guardrail, false),
+        (RefusalRule::AccountStore, true),
+        (RefusalRule::Contradiction, true),
+    ] {
+        let mut world = World::new(Some(0));
+        world.rule = rule;
+        world.put(0, 1);
+        world.settle();
+        assert!(world.store.recorded[&group(0)].refused.is_some(), "{rule:?}");
+        world.refuses = None;
+        world.reconnect();
+        world.settle();
+        assert_eq!(world.disk.ledger.contains_key(&group(0)), asked_again, "{rule:?}");
+        let answers = &world.store.recorded[&group(0)];
+        assert_eq!(answers.refused.is_none(), asked_again, "{rule:?}");
+    }
+}
+
+#[test]
+fn what_another_agent_wrote_to_the_ledger_is_stood_by() {
+    let mut world = World::new(None);
+    world.put(0, 1);
+    world.settle();
+    let (entry, _) = order(&group(0), world.disk.ledger.get(&group(0)).copied(), 2);
+    world.disk.ledger.insert(group(0), (entry.generation, entry.digest));
+    world.agent.handle_ledger(world.disk.ledger.clone());
+    world.settle();
+    let answers = &world.store.recorded[&group(0)];
+    assert_eq!(answers.accepted, Some((entry.generation, entry.digest)));
+    let (_, _, reason) = answers.refused.as_ref().expect("the broker's own is older by now");
+    assert_eq!(reason.rule, RefusalRule::OlderGeneration);
+}
+
+#[test]
+fn what_the_ledger_has_lost_is_accepted_again() {
+    let mut world = World::new(None);
+    world.put(0, 1);
+    world.settle();
+    let before = std::mem::take(&mut world.disk.ledger);
+    world.agent.handle_ledger(BTreeMap::new());
+    world.settle();
+    assert_eq!(world.disk.ledger, before);
 }
 
 #[test]

@@ -159,7 +159,7 @@ impl Control {
                     if store_retry.is_some() =>
                 {
                     store_retry = None;
-                    session.retry_after_store_failure();
+                    session.ask_again();
                 }
                 () = tokio::time::sleep_until(timeout) => session.handle_timeout(self.shared.clock.now()),
             }

@@ -270,6 +270,7 @@ pub fn rule_name(rule: RefusalRule) -> &'static str {
         RefusalRule::Guardrail => "guardrail",
         RefusalRule::PreventDestroy => "prevent_destroy",
         RefusalRule::AccountStore => "account_store",
+        RefusalRule::Contradiction => "contradiction",
     }
 }
 

@@ -231,6 +231,7 @@ fn rules_are_named_as_in_json() {
         RefusalRule::Guardrail,
         RefusalRule::PreventDestroy,
         RefusalRule::AccountStore,
+        RefusalRule::Contradiction,
     ] {
         assert_eq!(serde_json::json!(rule), rule_name(rule));
     }

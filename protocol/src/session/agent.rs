@@ -90,10 +90,11 @@ impl AgentSession {
     pub fn new(
         hello: Hello,
         accepted: BTreeMap<GroupName, (Generation, Digest)>,
-        reports: Reports,
+        mut reports: Reports,
         config: AgentConfig,
         now: Instant,
     ) -> AgentSession {
+        forget_passing_refusals(&mut reports);
         AgentSession {
             config,
             link: Link::Greeting,
@@ -266,18 +267,28 @@ impl AgentSession {
         }
     }
 
-    /// What the account store could not take is asked for again. Every other refusal is final for
-    /// its generation: what was refused must not happen by itself when a rule is loosened later.
-    pub fn retry_after_store_failure(&mut self) {
-        for answers in self.reports.values_mut() {
-            let by_the_store = answers
-                .refused
-                .as_ref()
-                .is_some_and(|(.., reason)| reason.rule == RefusalRule::AccountStore);
-            if by_the_store {
-                answers.refused = None;
+    /// What could not be judged or taken is asked for again. Every other refusal is final for its
+    /// generation: what was refused must not happen by itself when a rule is loosened later.
+    pub fn ask_again(&mut self) {
+        forget_passing_refusals(&mut self.reports);
+        self.set = None;
+        self.send_set_due = true;
+    }
+
+    /// The ledger is another one by now: a second agent of this account has written to it, or its
+    /// people have. What the broker offers is compared anew.
+    pub fn handle_ledger(&mut self, accepted: BTreeMap<GroupName, (Generation, Digest)>) {
+        if accepted == self.accepted {
+            return;
+        }
+        let before = std::mem::replace(&mut self.accepted, accepted.clone());
+        for (group, (generation, digest)) in accepted {
+            if before.get(&group).is_none_or(|(earlier, _)| *earlier < generation) {
+                let answer = Answer::Accepted { generation, digest };
+                self.handle_report(Report { group, answer });
             }
         }
+        self.wanted.clear();
         self.set = None;
         self.send_set_due = true;
     }
@@ -402,6 +413,14 @@ impl AgentSession {
     fn close(&mut self, reason: String, retry_after: Option<Duration>) {
         if !matches!(self.link, Link::Closed | Link::Closing { .. }) {
             self.link = Link::Closing { reason, retry_after };
+        }
+    }
+}
+
+fn forget_passing_refusals(reports: &mut Reports) {
+    for answers in reports.values_mut() {
+        if answers.refused.as_ref().is_some_and(|(.., reason)| !reason.rule.is_final()) {
+            answers.refused = None;
         }
     }
 }
