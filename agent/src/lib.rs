@@ -4,5 +4,7 @@
 pub mod account;
 pub mod clock;
 pub mod frames;
+pub mod hint;
 pub mod node;
+mod tags;
 pub mod trust;

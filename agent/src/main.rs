@@ -4,9 +4,11 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use outstation_agent::account::{self, config::Config};
+use outstation_agent::account::adopt::{self, AdoptArgs};
+use outstation_agent::account::{self, config::Config, show};
+use outstation_agent::hint::Hinted;
 use outstation_agent::node::{self, NodeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +28,16 @@ enum Role {
         #[arg(long)]
         config: PathBuf,
     },
+    /// What the account agent on this host sees, without the broker. Exit code 1: it is dead or hangs.
+    Status {
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decide who is right when the account and its ledger contradict each other. Exit code 2:
+    /// something is left to decide.
+    Adopt(AdoptArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -38,23 +50,37 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     match run(args.role) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            eprintln!("hint: {}", hint(&error));
+            match error.downcast_ref::<Hinted>() {
+                Some(hinted) => eprintln!("hint: {}", hinted.hint),
+                None => eprintln!("hint: {}", hint(&error)),
+            }
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(role: Role) -> Result<()> {
+fn run(role: Role) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = CancellationToken::new();
         cancel_on_signal(shutdown.clone()).context("listen for signals")?;
         match role {
-            Role::Account { config } => account::run(Config::load(&config)?, shutdown).await,
-            Role::Node(args) => node::run(args, shutdown).await,
+            Role::Account { config } => {
+                account::run(Config::load(&config)?, shutdown).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Role::Status { config, json } => show::run(&Config::load(&config)?, json),
+            Role::Adopt(args) => tokio::select! {
+                () = shutdown.cancelled() => bail!("interrupted; what was decided before stands"),
+                ended = adopt::run(args) => ended,
+            },
+            Role::Node(args) => {
+                node::run(args, shutdown).await?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
@@ -77,7 +103,9 @@ fn cancel_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
 /// What to do about the commonest ends.
 fn hint(error: &anyhow::Error) -> &'static str {
     let text = format!("{error:#}").to_lowercase();
-    if text.contains("address already in use") {
+    if text.contains("another account agent runs") {
+        "one is enough: stop it first, or give this one a state folder of its own"
+    } else if text.contains("address already in use") {
         "another process listens there: stop it, or change the address in the configuration"
     } else if text.contains("configuration") {
         "compare the file with the example in docs/ARCHITECTURE.md"

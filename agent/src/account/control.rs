@@ -5,21 +5,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use outstation_protocol::Envelope;
 use outstation_protocol::ids::AgentId;
-use outstation_protocol::session::{AgentOutput, Report};
-use outstation_protocol::v1::{self, ToAgent};
+use outstation_protocol::session::{AgentOutput, AgentSession, Report};
+use outstation_protocol::v1::{self, SetEntry, ToAgent};
 use tokio_util::sync::CancellationToken;
 
 use super::certificate::{Identity, enroll};
-use super::desk::{Desk, failed_at_the_store};
+use super::desk::{Desk, is_asked_again};
 use super::dial::dial;
+use super::floor::Standing;
 use super::redial::Redial;
 use super::shared::Shared;
+use super::vitals::Link;
 use crate::frames::{FrameReader, write_frame};
 
 const WRITE_MAX: Duration = Duration::from_secs(10);
-/// An order that the account store could not take is asked for again after this.
-const STORE_RETRY: Duration = Duration::from_secs(10);
+/// An order that could not be judged, or not be written down, is asked for again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 pub struct Control {
     shared: Arc<Shared>,
@@ -42,19 +45,29 @@ impl Control {
 
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut redial = Redial::default();
+        let mut down_since = None;
         loop {
             let started = self.shared.clock.now();
             let ended = tokio::select! {
                 () = shutdown.cancelled() => return,
                 ended = self.connect() => ended,
             };
-            self.shared.link_live.send_replace(false);
+            if self.shared.link_live.send_replace(false) {
+                down_since = None;
+            }
             let lasted = self.shared.clock.now() - started;
             let (reason, retry_after) = match ended {
                 Ok(ended) => (ended.reason, ended.retry_after),
                 Err(error) => (format!("{error:#}"), None),
             };
             let pause = redial.pause(lasted, retry_after, rand::random());
+            let (attempts, next) = (redial.attempts(), pause.as_secs());
+            self.note_link(|now| Link::Waiting {
+                reason: reason.clone(),
+                since_unix_secs: *down_since.get_or_insert(now),
+                attempts,
+                next_attempt_unix_secs: now + next,
+            });
             tracing::warn!(
                 reason,
                 attempts = redial.attempts(),
@@ -68,8 +81,16 @@ impl Control {
         }
     }
 
+    fn note_link(&self, link: impl FnOnce(u64) -> Link) {
+        let link = link(self.shared.clock.unix_secs());
+        self.shared.vitals.note(|notes| notes.link = link);
+    }
+
     async fn connect(&mut self) -> Result<Ended> {
+        let broker = self.shared.config.broker.address.clone();
+        self.note_link(|since_unix_secs| Link::Dialling { broker, since_unix_secs });
         let identity = self.identity().await?;
+        self.shared.know_agent(&identity);
         let connection = dial(&self.shared, Some(&identity), v1::ALPN_CONTROL).await?;
         // Until the broker's welcome says otherwise.
         self.turned_away = true;
@@ -110,7 +131,11 @@ impl Control {
         let mut session = self.desk.open_session(agent);
         let mut answers = self.shared.answers.subscribe();
         answers.mark_changed();
-        let mut store_retry = None;
+        let mut standing = self.shared.standing.subscribe();
+        let mut ledger_changed = self.shared.ledger_changed.subscribe();
+        // At most what a session has in flight.
+        let mut waiting = Vec::new();
+        let mut ask_again = None;
         loop {
             while let Some(output) = session.poll_output(self.shared.clock.now()) {
                 match output {
@@ -120,12 +145,12 @@ impl Control {
                             .context("the broker does not read")??;
                     }
                     AgentOutput::Judge { entry, envelope } => {
-                        let verdict = self.desk.judge(&entry, &envelope);
-                        if failed_at_the_store(&verdict) {
-                            store_retry = Some(tokio::time::Instant::now() + STORE_RETRY);
+                        // The first look comes in a moment, and the answer can wait for it.
+                        if *standing.borrow() == Standing::NotLooked {
+                            waiting.push((entry, envelope));
+                        } else {
+                            self.judge(&mut session, entry, &envelope, &mut ask_again);
                         }
-                        session.handle_verdict(entry, verdict);
-                        self.desk.keep(&session);
                     }
                     AgentOutput::HandBack(entry) => {
                         session.handle_kept(self.desk.hand_back(&entry));
@@ -133,6 +158,11 @@ impl Control {
                     AgentOutput::Live => {
                         tracing::info!(broker = %connection.remote_address(), "control link live");
                         self.turned_away = false;
+                        let broker = connection.remote_address().to_string();
+                        self.note_link(|since_unix_secs| Link::Connected {
+                            broker,
+                            since_unix_secs,
+                        });
                         self.shared.link_live.send_replace(true);
                         self.shared.look.notify_one();
                     }
@@ -155,15 +185,41 @@ impl Control {
                         }
                     }
                 }
-                () = tokio::time::sleep_until(store_retry.unwrap_or(timeout)),
-                    if store_retry.is_some() =>
+                _ = standing.changed() => {
+                    standing.mark_unchanged();
+                    for (entry, envelope) in waiting.drain(..) {
+                        self.judge(&mut session, entry, &envelope, &mut ask_again);
+                    }
+                    let can_judge = self.shared.standing.borrow().refusal().is_none();
+                    if can_judge && ask_again.take().is_some() {
+                        session.ask_again();
+                    }
+                }
+                _ = ledger_changed.changed() => session.handle_ledger(self.desk.heads()),
+                () = tokio::time::sleep_until(ask_again.unwrap_or(timeout)),
+                    if ask_again.is_some() =>
                 {
-                    store_retry = None;
+                    ask_again = None;
                     session.ask_again();
                 }
                 () = tokio::time::sleep_until(timeout) => session.handle_timeout(self.shared.clock.now()),
             }
             self.desk.keep(&session);
         }
+    }
+
+    fn judge(
+        &mut self,
+        session: &mut AgentSession,
+        entry: SetEntry,
+        envelope: &Envelope,
+        ask_again: &mut Option<tokio::time::Instant>,
+    ) {
+        let verdict = self.desk.judge(&entry, envelope);
+        if is_asked_again(&verdict) {
+            *ask_again = Some(tokio::time::Instant::now() + ASK_AGAIN);
+        }
+        session.handle_verdict(entry, verdict);
+        self.desk.keep(session);
     }
 }

@@ -1,16 +1,17 @@
 //! Where orders are dealt with: judged, written down, answered. No sockets: the control link drives
 //! it over QUIC, the simulation over its own wire.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::anyhow;
 use outstation_protocol::Envelope;
-use outstation_protocol::ids::AgentId;
+use outstation_protocol::ids::{AgentId, Digest, Generation, GroupName};
 use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, Verdict};
 use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
 
-use super::judge::judge;
+use super::judge::{Bench, judge};
 use super::shared::{Shared, lock};
 use crate::trust::files;
 
@@ -26,17 +27,9 @@ impl Desk {
         Desk { shared, reports }
     }
 
-    /// A new session, which starts from what is in the ledger and what was refused. What the account
-    /// store could not take was no refusal of the order: this session asks for it again.
+    /// A new session, which starts from what is in the ledger and what was refused.
     pub fn open_session(&mut self, agent: AgentId) -> AgentSession {
-        for answers in self.reports.values_mut() {
-            answers.refused.take_if(|(.., reason)| reason.rule == RefusalRule::AccountStore);
-        }
-        let accepted = lock(&self.shared.ledger)
-            .accepted()
-            .iter()
-            .map(|(group, accepted)| (group.clone(), (accepted.order.generation, accepted.digest)))
-            .collect::<std::collections::BTreeMap<_, _>>();
+        let accepted = self.heads();
         for (group, head) in &accepted {
             self.reports.entry(group.clone()).or_default().accepted = Some(*head);
         }
@@ -51,19 +44,29 @@ impl Desk {
         AgentSession::new(hello, accepted, self.reports.clone(), config, self.shared.clock.now())
     }
 
+    /// The newest order of each group, as the ledger holds it now.
+    pub fn heads(&self) -> BTreeMap<GroupName, (Generation, Digest)> {
+        let ledger = lock(&self.shared.ledger);
+        let heads = ledger.accepted().iter();
+        heads.map(|(group, a)| (group.clone(), (a.order.generation, a.digest))).collect()
+    }
+
     /// *Accepted* is said only of what is on disk.
     pub fn judge(&self, entry: &SetEntry, envelope: &Envelope) -> Verdict {
         let guardrails = self.shared.refresh_guardrails();
+        let standing = self.shared.standing.borrow().clone();
         let mut ledger = lock(&self.shared.ledger);
         let (group, generation) = (&entry.group, entry.generation);
-        let judged = judge(
-            entry,
-            envelope,
-            &self.shared.identity,
-            ledger.accepted(),
-            &guardrails,
-            self.shared.clock.unix_secs(),
-        );
+        let digest = entry.digest.short();
+        let bench = Bench {
+            identity: &self.shared.identity,
+            ledger: ledger.accepted(),
+            floors: ledger.floors(),
+            standing: &standing,
+            guardrails: &guardrails,
+            now_unix_secs: self.shared.clock.unix_secs(),
+        };
+        let judged = judge(entry, envelope, &bench);
         let refused = match judged {
             Ok(order) => match ledger.accept(order, envelope) {
                 Ok(()) => None,
@@ -78,14 +81,14 @@ impl Desk {
         drop(ledger);
         match refused {
             None => {
-                tracing::info!(%group, %generation, digest = %entry.digest, "accepted");
+                tracing::info!(%group, %generation, digest, "accepted");
                 self.shared.changed.send_modify(|count| *count += 1);
                 self.shared.look.notify_one();
                 Verdict::Accepted
             }
             Some(refusal) => {
-                tracing::warn!(%group, %generation, rule = ?refusal.rule, reason = %refusal.message,
-                    "refused");
+                tracing::warn!(%group, %generation, digest, rule = ?refusal.rule,
+                    reason = %refusal.message, "refused");
                 Verdict::Refused(refusal)
             }
         }
@@ -95,7 +98,8 @@ impl Desk {
     pub fn hand_back(&self, entry: &SetEntry) -> Option<Envelope> {
         let kept = lock(&self.shared.ledger).envelope(&entry.group);
         let kept = kept.inspect_err(|error| {
-            tracing::warn!(group = %entry.group, error = format!("{:#}", anyhow!("{error}")),
+            tracing::warn!(group = %entry.group, generation = %entry.generation,
+                digest = entry.digest.short(), error = format!("{:#}", anyhow!("{error}")),
                 "an order that the broker has lost cannot be read");
         });
         kept.ok().flatten().filter(|envelope| envelope.digest() == entry.digest)
@@ -121,10 +125,10 @@ impl Desk {
     }
 }
 
-/// What the account store could not take; it is asked for again.
-pub fn failed_at_the_store(verdict: &Verdict) -> bool {
+/// What could not be judged or taken; it is asked for again.
+pub fn is_asked_again(verdict: &Verdict) -> bool {
     match verdict {
-        Verdict::Refused(refusal) => refusal.rule == RefusalRule::AccountStore,
+        Verdict::Refused(refusal) => !refusal.rule.is_final(),
         Verdict::Accepted => false,
     }
 }
@@ -132,7 +136,9 @@ pub fn failed_at_the_store(verdict: &Verdict) -> bool {
 fn refusals(reports: &Reports) -> Reports {
     reports
         .iter()
-        .filter(|(_, answers)| answers.refused.is_some())
+        .filter(|(_, answers)| {
+            answers.refused.as_ref().is_some_and(|(.., reason)| reason.rule.is_final())
+        })
         .map(|(group, answers)| {
             let refused = answers.refused.clone();
             (group.clone(), Answers { refused, ..Answers::default() })

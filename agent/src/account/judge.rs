@@ -7,6 +7,7 @@ use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::v1::{Refusal, RefusalRule, SetEntry};
 use outstation_protocol::{DataPlane, Envelope, GroupName, TenantId};
 
+use super::floor::{Floor, Floors, Standing};
 use super::guardrails::{DestroyPolicy, Guardrails, NoGuardrails, UnsignedOrders};
 use super::ledger::Accepted;
 
@@ -20,14 +21,17 @@ pub struct Identity {
 const GUARDRAILS_HINT: &str =
     "whoever may write guardrails/ in the account store can change this limit; then apply again";
 
-pub fn judge(
-    entry: &SetEntry,
-    envelope: &Envelope,
-    identity: &Identity,
-    ledger: &BTreeMap<GroupName, Accepted>,
-    guardrails: &Result<Guardrails, NoGuardrails>,
-    now_unix_secs: u64,
-) -> Result<Order, Refusal> {
+/// What an order is judged by.
+pub struct Bench<'a> {
+    pub identity: &'a Identity,
+    pub ledger: &'a BTreeMap<GroupName, Accepted>,
+    pub floors: &'a Floors,
+    pub standing: &'a Standing,
+    pub guardrails: &'a Result<Guardrails, NoGuardrails>,
+    pub now_unix_secs: u64,
+}
+
+pub fn judge(entry: &SetEntry, envelope: &Envelope, bench: &Bench<'_>) -> Result<Order, Refusal> {
     let order = Order::from_envelope(envelope).map_err(|error| {
         refusal(
             RefusalRule::Malformed,
@@ -45,8 +49,16 @@ pub fn judge(
             "the broker filed an order under a wrong name; look into the broker",
         ));
     }
+    let Bench { identity, ledger, floors, standing, guardrails, now_unix_secs } = *bench;
     check_addressee(&order, identity)?;
-    check_lineage(&order, envelope, ledger.get(&order.group))?;
+    // Before anything that would be final: as long as the ledger may be wrong, so may be its word.
+    // Without guardrails nothing can be looked at, and they are what a person has to mend first.
+    if let Some(refusal) = standing.refusal()
+        && (guardrails.is_ok() || !standing.contradictions().is_empty())
+    {
+        return Err(refusal);
+    }
+    check_lineage(&order, envelope, ledger.get(&order.group), floors.get(&order.group))?;
     if now_unix_secs >= order.accept_before_unix_secs {
         return Err(refusal(
             RefusalRule::Expired,
@@ -73,7 +85,7 @@ pub fn judge(
             "this release takes orders in development accounts only (unsigned_orders = \"dev\")",
         ));
     }
-    check_guardrails(&order, ledger, guardrails)?;
+    check_guardrails(&order, ledger, standing, guardrails)?;
     Ok(order)
 }
 
@@ -97,7 +109,21 @@ fn check_lineage(
     order: &Order,
     envelope: &Envelope,
     known: Option<&Accepted>,
+    floor: Option<&Floor>,
 ) -> Result<(), Refusal> {
+    if let Some(floor) = floor.and_then(|floor| floor.generation)
+        && order.generation <= floor
+    {
+        return Err(refusal(
+            RefusalRule::OlderGeneration,
+            format!(
+                "generation {} is not above {floor}, at which the group was adopted",
+                order.generation
+            ),
+            "apply again from the declarations",
+        ));
+    }
+    // The order that an adopted group had is not known here, so neither is the next one's parent.
     let Some(known) = known else { return Ok(()) };
     let (generation, accepted) = (order.generation, known.order.generation);
     if generation < accepted {
@@ -127,6 +153,7 @@ fn check_lineage(
 fn check_guardrails(
     order: &Order,
     ledger: &BTreeMap<GroupName, Accepted>,
+    standing: &Standing,
     guardrails: &Guardrails,
 ) -> Result<(), Refusal> {
     let spec = match &order.intent {
@@ -148,7 +175,8 @@ fn check_guardrails(
         .values()
         .filter(|accepted| accepted.order.group != order.group)
         .map(|accepted| u64::from(nodes_max(&accepted.order)))
-        .sum();
+        .sum::<u64>()
+        + standing.unordered_nodes(&order.group);
     let total = others + u64::from(wanted);
     if total > u64::from(guardrails.nodes_total_max) {
         return Err(refusal(
@@ -212,137 +240,5 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::account::guardrails;
-    use crate::account::testing::{group, identity, ledger_of, order, spec};
-    use outstation_protocol::envelope::Signature;
-    use outstation_protocol::{AccountId, Digest, Generation};
-
-    const NOW: u64 = 1_000_000;
-
-    fn verdict(order: &Order, accepted: &[Order], guardrails: Guardrails) -> String {
-        let envelope = order.clone().into_envelope();
-        let entry = SetEntry {
-            group: order.group.clone(),
-            generation: order.generation,
-            digest: envelope.digest(),
-        };
-        let ledger = ledger_of(accepted);
-        match judge(&entry, &envelope, &identity(), &ledger, &Ok(guardrails), NOW) {
-            Ok(_) => "accepted".to_owned(),
-            Err(refusal) => format!("{:?}: {}", refusal.rule, refusal.message),
-        }
-    }
-
-    #[test]
-    fn orders_are_judged_by_the_accounts_own_rules() {
-        let first = order("a", 1, None, Intent::Apply(spec(3)));
-        let digest = first.clone().into_envelope().digest();
-        let second = order("a", 2, Some(digest), Intent::Apply(spec(5)));
-        let mut elsewhere = first.clone();
-        elsewhere.data_plane.account = AccountId::try_from("999999999999").expect("valid");
-        let mut late = first.clone();
-        late.accept_before_unix_secs = NOW - 5;
-        let mut guarded = spec(3);
-        guarded.prevent_destroy = true;
-        let guarded = order("a", 1, None, Intent::Apply(guarded));
-        let guarded_digest = guarded.clone().into_envelope().digest();
-        let neighbour = order("b", 1, None, Intent::Apply(spec(30)));
-
-        for (order, ledger, wanted) in [
-            (&first, vec![], "accepted"),
-            (&second, vec![first.clone()], "accepted"),
-            (&order("a", 4, Some(digest), Intent::Apply(spec(5))), vec![first.clone()], "accepted"),
-            (
-                &first,
-                vec![second.clone()],
-                "OlderGeneration: generation 1 is older than the accepted 2",
-            ),
-            (
-                &order("a", 1, None, Intent::Apply(spec(4))),
-                vec![first.clone()],
-                "ConflictingGeneration: generation 1 was accepted with other bytes",
-            ),
-            (
-                &order("a", 2, Some(Digest::of(b"other")), Intent::Apply(spec(4))),
-                vec![first.clone()],
-                "UnknownParent: it does not follow generation 1 as it was accepted here",
-            ),
-            (
-                &elsewhere,
-                vec![],
-                "WrongDataPlane: it is for 999999999999/eu-central-1 of tenant dev, \
-                 this is 123456789012/eu-central-1 of tenant dev",
-            ),
-            (&late, vec![], "Expired: it could be accepted until 5 s ago"),
-            (
-                &order("a", 1, None, Intent::Apply(spec(41))),
-                vec![],
-                "Guardrail: 41 nodes are more than nodes_per_group_max 40 of the account's \
-                 guardrails",
-            ),
-            (
-                &order("a", 1, None, Intent::Apply(spec(31))),
-                vec![neighbour],
-                "Guardrail: 31 nodes, with 30 of the other groups, are more than \
-                 nodes_total_max 60 of the account's guardrails",
-            ),
-            (&order("a", 2, Some(digest), Intent::Destroy), vec![first.clone()], "accepted"),
-            (
-                &order("a", 2, Some(guarded_digest), Intent::Destroy),
-                vec![guarded],
-                "PreventDestroy: group a is declared with prevent_destroy=True",
-            ),
-        ] {
-            assert_eq!(verdict(order, &ledger, guardrails::sample()), wanted);
-        }
-    }
-
-    #[test]
-    fn strict_guardrails_take_no_unsigned_order_and_no_destroy() {
-        let first = order("a", 1, None, Intent::Apply(spec(3)));
-        let digest = first.clone().into_envelope().digest();
-        let mut strict = guardrails::sample();
-        strict.unsigned_orders = UnsignedOrders::Refuse;
-        let refused = "Signature: no signature on the order can be verified";
-        assert_eq!(verdict(&first, &[], strict.clone()), refused);
-        let mut envelope = first.clone().into_envelope();
-        envelope.signatures.push(Signature { keyid: "anybody".into(), sig: vec![0; 64] });
-        let entry =
-            SetEntry { group: group("a"), generation: Generation(1), digest: envelope.digest() };
-        let judged = judge(&entry, &envelope, &identity(), &BTreeMap::new(), &Ok(strict), NOW);
-        assert_eq!(judged.expect_err("a junk signature is none").rule, RefusalRule::Signature);
-        let mut strict = guardrails::sample();
-        strict.destroy = DestroyPolicy::Never;
-        assert_eq!(
-            verdict(&order("a", 2, Some(digest), Intent::Destroy), &[first], strict),
-            "Guardrail: destroy = \"never\" in the account's guardrails"
-        );
-    }
-
-    #[test]
-    fn without_guardrails_everything_is_held() {
-        let order = order("a", 1, None, Intent::Apply(spec(1)));
-        let envelope = order.into_envelope();
-        let entry =
-            SetEntry { group: group("a"), generation: Generation(1), digest: envelope.digest() };
-        let none = Err(NoGuardrails("cannot read it".into()));
-        let refusal = judge(&entry, &envelope, &identity(), &BTreeMap::new(), &none, NOW)
-            .expect_err("nothing is allowed");
-        assert_eq!(refusal.rule, RefusalRule::Guardrail);
-        assert!(refusal.message.contains("cannot read it"));
-    }
-
-    #[test]
-    fn an_order_filed_under_another_name_is_refused() {
-        let order = order("a", 1, None, Intent::Apply(spec(1)));
-        let envelope = order.into_envelope();
-        let entry =
-            SetEntry { group: group("b"), generation: Generation(1), digest: envelope.digest() };
-        let refusal =
-            judge(&entry, &envelope, &identity(), &BTreeMap::new(), &Ok(guardrails::sample()), NOW)
-                .expect_err("another group's");
-        assert_eq!(refusal.rule, RefusalRule::Malformed);
-    }
-}
+#[path = "judge_tests.rs"]
+mod tests;

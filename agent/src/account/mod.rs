@@ -1,6 +1,7 @@
 //! The account role: reconciles the groups of one data plane, and is what its nodes and callers
 //! talk to. Tasks side by side: the control link, the reconciler, the node link, the callers.
 
+pub mod adopt;
 pub mod aws;
 pub mod callers;
 pub mod certificate;
@@ -8,18 +9,22 @@ pub mod config;
 pub mod control;
 pub mod desk;
 pub mod dial;
+pub mod floor;
 pub mod guardrails;
 pub mod judge;
 pub mod ledger;
 pub mod node_link;
 pub mod plan;
+pub mod recall;
 pub mod reconcile;
 pub mod redial;
 pub mod registry;
 pub mod shared;
+pub mod show;
 pub mod status;
 #[cfg(test)]
 mod testing;
+pub mod vitals;
 
 use std::fs;
 use std::sync::Arc;
@@ -28,16 +33,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::aws::{Aws, CallError};
 use self::callers::Callers;
+use self::certificate::Identity;
 use self::config::Config;
 use self::control::Control;
 use self::ledger::Ledger;
 use self::node_link::NodeLink;
 use self::reconcile::Reconciler;
 use self::shared::Shared;
+use self::vitals::Running;
 use crate::clock::{self, Clock};
 use crate::trust::DataPlaneCa;
 
@@ -48,23 +57,37 @@ const STOP_MAX: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     fs::create_dir_all(&config.state)
         .with_context(|| format!("create the state folder {}", config.state.display()))?;
+    let _running = Running::claim(&config.state).await?;
     let ledger = Ledger::open(&config.store).context("open the ledger")?;
     let ca = DataPlaneCa::open_or_create(&config.store, &config.tenant, clock::unix_secs())
         .context("open the account's CA")?;
     let ca = Arc::new(ca);
     let aws = Aws::connect(&config).await;
     let shared = Arc::new(Shared::new(config, ledger, Clock::System));
-    shared.refresh_guardrails().ok();
+    if let Ok(Some(identity)) = Identity::load(&shared.config.state) {
+        shared.know_agent(&identity);
+    }
+    let span = shared.span.clone();
+    run_all(shared, ca, aws, shutdown).instrument(span).await
+}
 
+async fn run_all(
+    shared: Arc<Shared>,
+    ca: Arc<DataPlaneCa>,
+    aws: Aws,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    shared.refresh_guardrails().ok();
     let node_link = NodeLink::bind(shared.clone(), aws.clone(), ca.clone())?;
     let callers = Callers::bind(shared.clone()).await?;
     let stop = shutdown.child_token();
-    let mut control = tokio::spawn(Control::new(shared.clone()).run(stop.clone()));
-    let mut nodes = tokio::spawn(node_link.run(stop.clone()));
-    let mut keeper = tokio::spawn(keep_nodes(shared.clone(), stop.clone()));
-    let guardrails = tokio::spawn(watch_guardrails(shared.clone(), stop.clone()));
-    let mut callers = tokio::spawn(Callers::run(shared.clone(), ca, callers, stop.clone()));
-    let mut reconcile = tokio::spawn(reconcile_in_the_right_account(shared, aws, stop.clone()));
+    let mut control = spawn(Control::new(shared.clone()).run(stop.clone()));
+    let mut nodes = spawn(node_link.run(stop.clone()));
+    let mut keeper = spawn(keep_nodes(shared.clone(), stop.clone()));
+    let guardrails = spawn(watch_guardrails(shared.clone(), stop.clone()));
+    let status = spawn(vitals::write_all_the_time(shared.clone(), stop.clone()));
+    let mut callers = spawn(Callers::run(shared.clone(), ca, callers, stop.clone()));
+    let mut reconcile = spawn(reconcile_in_the_right_account(shared, aws, stop.clone()));
 
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -77,7 +100,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     };
     stop.cancel();
     let rest = async {
-        for task in [control, nodes, keeper, guardrails] {
+        for task in [control, nodes, keeper, guardrails, status] {
             if !task.is_finished() {
                 let _ = task.await;
             }
@@ -85,6 +108,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     };
     let _ = tokio::time::timeout(STOP_MAX, rest).await;
     outcome
+}
+
+/// With the span of the agent, which a task does not inherit.
+fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(task.in_current_span())
 }
 
 /// A person who pauses an account does not want to wait for the next look at AWS.
@@ -135,13 +163,17 @@ async fn reconcile_in_the_right_account(
         if error.downcast_ref::<CallError>().is_none() {
             bail!(error);
         }
-        tracing::warn!(error = format!("{error:#}"), "STS does not say whose account this is");
+        let message = format!("{error:#}");
+        tracing::warn!(error = message, "STS does not say whose account this is");
+        shared.stand_blind(message.clone());
+        shared.vitals.note_account(shared.clock.unix_secs(), Some(message));
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
         pause = (pause * 2).min(Duration::from_secs(30));
     }
+    shared.vitals.note_account(shared.clock.unix_secs(), None);
     tracing::info!(account = %shared.config.account, region = %shared.config.region, "account checked");
     Reconciler::new(shared, aws, StdRng::from_os_rng()).run(stop).await;
     Ok(())

@@ -14,6 +14,7 @@ use outstation_protocol::{GroupName, InstanceId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use super::aws::Aws;
 use super::registry::SessionId;
@@ -35,6 +36,8 @@ const HEARTBEAT_SECS: u32 = 5;
 /// Three heartbeats may get lost.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 const WRITE_MAX: Duration = Duration::from_secs(5);
+/// A node waits 10 s for its welcome. When AWS does not answer by then, the ledger counts.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
 /// A drained instance is reported to AWS until it answers; its hook times out after 90 s anyway.
 const COMPLETE_ATTEMPTS_MAX: u32 = 20;
 
@@ -96,11 +99,12 @@ impl NodeLink {
             };
             let link = self.clone();
             let shutdown = shutdown.clone();
-            self.tasks.spawn(async move {
+            let serving = async move {
                 if let Err(error) = link.serve(incoming, &shutdown).await {
                     tracing::debug!(error = format!("{error:#}"), "a node's connection ended");
                 }
-            });
+            };
+            self.tasks.spawn(serving.in_current_span());
         }
         self.tasks.close();
         self.endpoint.close(0u8.into(), b"the account agent stops");
@@ -138,10 +142,7 @@ impl NodeLink {
     /// The group that this account itself sees the instance in. AWS is asked; when it does not
     /// answer, the last look counts.
     async fn own_view(&self, instance: InstanceId, _address: IpAddr) -> Option<GroupName> {
-        let groups: Vec<GroupName> = {
-            let ledger = lock(&self.shared.ledger);
-            ledger.accepted().keys().cloned().collect()
-        };
+        let groups = self.shared.groups();
         match self.aws.group_of(&instance).await {
             Ok(asg_name) => {
                 let asg_name = asg_name?;
@@ -176,6 +177,9 @@ impl NodeLink {
             return Err(anyhow!("the node spoke before its hello"));
         };
         let (instance, group) = (certificate.id.instance.clone(), certificate.id.group.clone());
+        // The ledger may be an old one: that shows at the first look, and a node shall not be told
+        // to serve old code in between.
+        self.shared.looked(FIRST_LOOK_MAX).await;
         let artifacts = match self.admit(&hello, &instance, &group) {
             Ok(artifacts) => artifacts,
             Err(reason) => {
@@ -188,6 +192,7 @@ impl NodeLink {
             }
         };
 
+        let node_generation = artifacts.generation;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let mut changed = self.shared.changed.subscribe();
         self.shared.update_registry(|registry| {
@@ -199,7 +204,8 @@ impl NodeLink {
             artifacts: artifacts.clone(),
         };
         let welcomed = write(&mut send, &welcome).await;
-        tracing::info!(%instance, %group, release = hello.release, "node connected");
+        tracing::info!(%instance, %group, generation = %node_generation, release = hello.release,
+            "node connected");
 
         let mut node = NodeSession {
             link: self,
@@ -320,6 +326,9 @@ impl NodeSession<'_> {
         if let Some(artifacts) = artifacts
             && artifacts != self.told
         {
+            tracing::info!(instance = %self.instance, group = %self.group,
+                generation = %artifacts.generation, bundle = artifacts.bundle.short(),
+                "told what to serve");
             write(send, &ToNode::Artifacts(artifacts.clone())).await?;
             self.told = artifacts;
         }
@@ -329,25 +338,30 @@ impl NodeSession<'_> {
     /// In the background: the node's session ends while AWS is still being told.
     fn complete_drain(&self) {
         let Some(asg_name) = self.link.shared.asg_name(&self.group) else {
-            tracing::error!(instance = %self.instance, "drained, but held for lack of guardrails");
+            tracing::error!(instance = %self.instance, group = %self.group,
+                "drained, but held for lack of guardrails");
             return;
         };
-        let (aws, instance) = (self.link.aws.clone(), self.instance.clone());
+        let (aws, instance, group) =
+            (self.link.aws.clone(), self.instance.clone(), self.group.clone());
         let shared = self.link.shared.clone();
-        self.link.tasks.spawn(async move {
+        let completing = async move {
             for attempt in 1..=COMPLETE_ATTEMPTS_MAX {
                 match aws.complete_drain(&asg_name, &instance).await {
                     Ok(()) => {
-                        tracing::info!(%instance, asg_name, "drained");
+                        tracing::info!(%instance, %group, asg_name, "drained");
                         shared.look.notify_one();
                         return;
                     }
-                    Err(error) => tracing::warn!(%instance, %error, attempt, "drain not completed"),
+                    Err(error) => {
+                        tracing::warn!(%instance, %group, %error, attempt, "drain not completed")
+                    }
                 }
                 let pause = Duration::from_millis(500 * u64::from(attempt.min(8)));
                 tokio::time::sleep(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)).await;
             }
-        });
+        };
+        self.link.tasks.spawn(completing.in_current_span());
     }
 }
 

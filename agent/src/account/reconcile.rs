@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::aws::{Aws, CallError};
 use super::ledger::Accepted;
 use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
+use super::recall::{Known, status_as_it_is};
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
 
@@ -90,6 +91,9 @@ impl Reconciler {
                 self.failures += 1;
                 tracing::warn!(%error, failures = self.failures,
                     "AWS cannot be looked at; what is there goes on");
+                let now = self.shared.clock.unix_secs();
+                self.shared.vitals.note_look(now, Some(error.to_string()));
+                self.shared.stand_blind(error.to_string());
                 self.tell_blind(&error);
                 backoff(self.failures, &mut self.jitter)
             }
@@ -101,6 +105,7 @@ impl Reconciler {
         let mut observed = match &guardrails {
             Ok(guardrails) => {
                 let observed = self.aws.observe(&self.shared.identity.tenant, guardrails).await?;
+                self.shared.vitals.note_look(self.shared.clock.unix_secs(), None);
                 lock(&self.shared.observed).clone_from(&observed);
                 self.shared.update_registry(|registry| registry.forget_missing(&observed));
                 observed
@@ -109,31 +114,35 @@ impl Reconciler {
             Err(_) => lock(&self.shared.observed).clone(),
         };
 
-        let accepted = lock(&self.shared.ledger).accepted().clone();
-        let plans = self.plan(&accepted, &observed);
+        let blind = guardrails.as_ref().err().map(|why| format!("no valid guardrails: {why}"));
+        let known = self.shared.recall(&observed, blind);
+        let plans = self.plan(&known, &observed);
         for (group, plan) in &plans {
-            self.act(group, &accepted, plan, &mut observed).await;
+            self.act(group, &known, plan, &mut observed).await;
         }
         let seen = lock(&self.shared.observed).clone();
-        Ok(self.tell(&accepted, &plans, &seen))
+        Ok(self.tell(&known, &plans, &seen))
     }
 
     /// By the rules and the link as they are at this moment.
-    fn plan(&self, accepted: &BTreeMap<GroupName, Accepted>, observed: &Observed) -> Plan {
+    fn plan(&self, known: &Known, observed: &Observed) -> Plan {
         let guardrails = self.shared.refresh_guardrails();
         let live = *self.shared.link_live.borrow();
-        plan(accepted, observed, &guardrails, &self.shared.identity.tenant, live)
+        let tenant = &self.shared.identity.tenant;
+        let mut plans = plan(&known.accepted, observed, &guardrails, tenant, live);
+        known.hold(&mut plans);
+        plans
     }
 
     async fn act(
         &mut self,
         group: &GroupName,
-        ledger: &BTreeMap<GroupName, Accepted>,
+        known: &Known,
         plan: &GroupPlan,
         observed: &mut Observed,
     ) {
         let now = self.shared.clock.now();
-        let accepted = &ledger[group];
+        let accepted = &known.accepted[group];
         if plan.actions.is_empty() {
             let memory = self.memories.entry(group.clone()).or_default();
             memory.note_drift(&plan.drift, false, self.shared.clock.unix_secs());
@@ -147,7 +156,7 @@ impl Reconciler {
         for action in &plan.actions {
             // The calls before took their time: a pause, a lost link or another group may be in the
             // way by now. Then the next look says so.
-            if !self.plan(ledger, observed)[group].actions.contains(action) {
+            if !self.plan(known, observed)[group].actions.contains(action) {
                 self.shared.look.notify_one();
                 return;
             }
@@ -155,8 +164,8 @@ impl Reconciler {
             let memory = self.memories.entry(group.clone()).or_default();
             if let Err(failure) = done {
                 let attempts = self.backoffs.get(group).map_or(0, |b| b.attempts) + 1;
-                tracing::warn!(%group, generation = %accepted.order.generation, attempts,
-                    error = %failure.message, "an action failed; it is tried again");
+                tracing::warn!(%group, generation = %accepted.order.generation,
+                    digest = accepted.digest.short(), attempts, error = %failure.message, "an action failed; it is tried again");
                 memory.failure = Some(failure);
                 let until = self.shared.clock.now() + backoff(attempts, &mut self.jitter);
                 self.backoffs.insert(group.clone(), Backoff { attempts, until });
@@ -188,27 +197,43 @@ impl Reconciler {
     /// Tells what every group looks like.
     fn tell(
         &mut self,
-        accepted: &BTreeMap<GroupName, Accepted>,
+        known: &Known,
         plans: &BTreeMap<GroupName, GroupPlan>,
         observed: &Observed,
     ) -> Seen {
         let now = self.shared.clock.unix_secs();
-        let mut settled = true;
+        let mut settled = known.is_settled();
         let mut answers = BTreeMap::new();
         for (group, plan) in plans {
             let observed = observed.get(group);
             let instances = observed.map(|o| o.instances.clone()).unwrap_or_default();
             let nodes = self.shared.registry().statuses(group, &instances);
             let memory = self.memories.entry(group.clone()).or_default();
-            let order = &accepted[group];
+            let order = &known.accepted[group];
+            if known.contradicts(group) {
+                let held = plan.held.clone();
+                answers.insert(
+                    group.clone(),
+                    vec![Answer::Status(status_as_it_is(held, observed, nodes, memory, now))],
+                );
+                continue;
+            }
             let before = memory.phase.map(|(phase, _)| phase);
             let (status, converged) = assess(group, order, plan, observed, nodes, memory, now);
             if before != Some(status.phase) {
                 tracing::info!(%group, generation = %order.order.generation,
-                    phase = %status.phase, reason = %status.reason, "phase");
+                    digest = order.digest.short(), phase = %status.phase, reason = %status.reason, "phase");
             }
             settled &= converged.is_some();
             answers.insert(group.clone(), answers_of(order, converged, status));
+        }
+        for (group, held) in known.left_alone(observed) {
+            let observed = observed.get(&group);
+            let instances = observed.map(|o| o.instances.clone()).unwrap_or_default();
+            let nodes = self.shared.registry().statuses(&group, &instances);
+            let memory = self.memories.entry(group.clone()).or_default();
+            let status = status_as_it_is(held, observed, nodes, memory, now);
+            answers.insert(group, vec![Answer::Status(status)]);
         }
         Seen { settled, news: publish(&self.shared, answers) }
     }
@@ -255,7 +280,8 @@ async fn perform(
         }
         Err(error) => return Err(held(error.to_string())),
     }
-    tracing::info!(%group, generation = %accepted.order.generation, ?action, "apply");
+    tracing::info!(%group, generation = %accepted.order.generation,
+        digest = accepted.digest.short(), ?action, "apply");
     aws.apply(action).await.map_err(CallError::into_held)
 }
 

@@ -181,6 +181,10 @@ impl Registry {
         if heard.is_empty() { ready().filter_map(endpoint).collect() } else { heard }
     }
 
+    pub fn has_nodes_of(&self, group: &GroupName) -> bool {
+        self.nodes.values().any(|node| node.group == *group)
+    }
+
     pub fn get(&self, instance: &InstanceId) -> Option<&NodeRecord> {
         self.nodes.get(instance)
     }

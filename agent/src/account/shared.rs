@@ -1,7 +1,7 @@
 //! What the tasks of the account agent share: each field behind its own short lock, never held
 //! over an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,13 +12,17 @@ use outstation_protocol::v1::Artifacts;
 use outstation_protocol::{GroupName, InstanceId};
 use tokio::sync::{Notify, watch};
 
+use super::certificate;
 use super::config::Config;
+use super::floor::Standing;
 use super::guardrails::{Guardrails, NoGuardrails};
 use super::judge::Identity;
 use super::ledger::Ledger;
 use super::plan::Observed;
 use super::registry::{CallerEndpoint, Registry};
+use super::vitals::Vitals;
 use crate::clock::Clock;
+use crate::tags;
 use crate::trust::files;
 
 /// Nodes dial again within 30 s; the rest is for those that have to enroll first.
@@ -37,13 +41,23 @@ pub struct Shared {
     /// An agent that came back without its memory says nothing to callers until then: they have
     /// better endpoints than it does.
     silent_until: Option<Instant>,
+    /// Groups whose order was accepted before this agent started.
+    of_before: BTreeSet<GroupName>,
     /// The last look at AWS; empty until the first.
     pub observed: Mutex<Observed>,
     /// Answers for the broker: converged and status of each group.
     pub answers: watch::Sender<BTreeMap<GroupName, Vec<Answer>>>,
     /// Counts changes of the registry and the ledger: who depends on them looks again.
     pub changed: watch::Sender<u64>,
+    /// Counts changes of the ledger that this agent did not make itself.
+    pub ledger_changed: watch::Sender<u64>,
+    /// Whether the account and its ledger agree.
+    pub standing: watch::Sender<Standing>,
     pub link_live: watch::Sender<bool>,
+    /// For people on this host.
+    pub vitals: Vitals,
+    /// Around all tasks: what they log names the agent.
+    pub span: tracing::Span,
     /// Something happened that the next look at AWS should not wait for.
     pub look: Notify,
 }
@@ -58,8 +72,8 @@ impl Shared {
         let restored = std::fs::read(nodes_file(&config))
             .ok()
             .and_then(|json| Registry::restore(&json, clock.unix_secs()).ok());
-        let came_back_empty = restored.is_none() && !ledger.accepted().is_empty();
-        let silent_until = came_back_empty.then(|| clock.now() + SILENCE_AFTER_LOSS);
+        let silent_until = restored.is_none().then(|| clock.now() + SILENCE_AFTER_LOSS);
+        let of_before = ledger.accepted().keys().cloned().collect();
         let registry = restored.unwrap_or_default();
         Shared {
             guardrails: Mutex::new(Err(NoGuardrails("not read yet".to_owned()))),
@@ -71,9 +85,14 @@ impl Shared {
             registry: Mutex::new(registry),
             observed: Mutex::default(),
             silent_until,
+            of_before,
             answers: watch::Sender::new(BTreeMap::new()),
             changed: watch::Sender::new(0),
+            ledger_changed: watch::Sender::new(0),
+            standing: watch::Sender::new(Standing::NotLooked),
             link_live: watch::Sender::new(false),
+            vitals: Vitals::default(),
+            span: tracing::info_span!("account", agent = tracing::field::Empty),
             look: Notify::new(),
         }
     }
@@ -92,10 +111,17 @@ impl Shared {
             }
             current.clone_from(&read);
             drop(current);
+            let now = self.clock.unix_secs();
+            self.vitals.note(|notes| notes.guardrails_since_unix_secs = now);
             self.changed.send_modify(|count| *count += 1);
             self.look.notify_one();
         }
         read
+    }
+
+    /// As they were when they were last read.
+    pub fn guardrails(&self) -> Result<Guardrails, NoGuardrails> {
+        lock(&self.guardrails).clone()
     }
 
     /// What we call the AutoScaling group of `group`; unknown until guardrails were once valid.
@@ -129,10 +155,19 @@ impl Shared {
         result
     }
 
-    /// What the newest accepted order wants nodes of `group` to serve.
+    /// What nodes of `group` shall serve: as the newest accepted order says. Where there is none, or
+    /// the AutoScaling group is ahead of it, as that group's tags say.
     pub fn wanted_artifacts(&self, group: &GroupName) -> Option<Artifacts> {
-        let ledger = lock(&self.ledger);
-        let order = &ledger.accepted().get(group)?.order;
+        let ordered = lock(&self.ledger).accepted().get(group).map(|a| a.order.clone());
+        let is_contradicted =
+            self.standing.borrow().contradictions().iter().any(|c| c.group == *group);
+        if is_contradicted || ordered.is_none() {
+            let tagged = lock(&self.observed).get(group).map(|is| tags::artifacts(&is.tags));
+            if let Some(Ok(artifacts)) = tagged {
+                return Some(artifacts);
+            }
+        }
+        let order = ordered?;
         match &order.intent {
             Intent::Destroy => None,
             Intent::Apply(spec) => Some(Artifacts {
@@ -147,23 +182,52 @@ impl Shared {
     /// What `instance` of `group` shall serve now, in its turn.
     pub fn artifacts_for(&self, instance: &InstanceId, group: &GroupName) -> Option<Artifacts> {
         let wanted = self.wanted_artifacts(group)?;
-        let held = lock(&self.guardrails).as_ref().map_or(true, |guardrails| guardrails.pause);
+        let held = lock(&self.guardrails).as_ref().map_or(true, |guardrails| guardrails.pause)
+            || self.standing.borrow().refusal().is_some();
         let registry = self.registry();
         let serving = registry.get(instance).and_then(|node| node.artifacts.clone());
         match serving {
-            // A pause holds new code as it holds everything else; a node without any needs some.
+            // What holds everything holds new code too; a node without any needs some.
             Some(serving) if held => Some(serving),
             Some(_) | None => Some(registry.artifacts_for(instance, &wanted)),
         }
     }
 
+    /// A group that is there is served, also when the ledger has lost its order.
     pub fn knows_group(&self, group: &GroupName) -> bool {
-        lock(&self.ledger).accepted().get(group).is_some_and(|a| !a.order.is_tombstone())
+        let ordered = lock(&self.ledger).accepted().get(group).map(|a| !a.order.is_tombstone());
+        ordered.unwrap_or_else(|| {
+            lock(&self.observed).contains_key(group) || self.registry().has_nodes_of(group)
+        })
+    }
+
+    /// Who this agent is, as soon as it has a certificate: from then on it is in every log line.
+    pub fn know_agent(&self, identity: &certificate::Identity) {
+        let mut is_news = false;
+        self.vitals.note(|notes| {
+            is_news = notes.agent.as_ref() != Some(&identity.agent);
+            notes.agent = Some(identity.agent.clone());
+            notes.certificate_until_unix_secs = Some(identity.not_after_unix_secs);
+        });
+        if is_news {
+            self.span.record("agent", identity.agent.as_str());
+        }
+    }
+
+    /// All groups that are ordered or there.
+    pub fn groups(&self) -> BTreeSet<GroupName> {
+        let mut groups: BTreeSet<GroupName> =
+            lock(&self.ledger).accepted().keys().cloned().collect();
+        groups.extend(lock(&self.observed).keys().cloned());
+        groups
     }
 
     /// `None` while this agent does not know enough to say.
     pub fn endpoints(&self, group: &GroupName) -> Option<Vec<CallerEndpoint>> {
-        let silent = self.silent_until.is_some_and(|until| self.clock.now() < until);
+        let is_of_before =
+            self.of_before.contains(group) || !lock(&self.ledger).accepted().contains_key(group);
+        let silent =
+            is_of_before && self.silent_until.is_some_and(|until| self.clock.now() < until);
         (!silent).then(|| self.registry().endpoints(group, self.clock.unix_secs()))
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use outstation_protocol::evidence::{Audience, Purpose};
-use outstation_protocol::ids::{AccountId, Generation, GroupName, InstanceId, Region, TenantId};
+use outstation_protocol::ids::{AccountId, GroupName, InstanceId, Region, TenantId};
 use outstation_protocol::v1::Artifacts;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use self::link::{Link, LinkSettings, Outbox};
 use self::server::ServerSettings;
 use self::supervisor::Supervisor;
 use crate::clock;
+use crate::tags;
 use crate::trust::sts_verifier::StsEndpoint;
 
 /// Instance metadata is up before user-data runs; a hiccup passes, a wrong address does not.
@@ -161,35 +162,13 @@ async fn ask_facts(
 
 /// What the AutoScaling group had its instances born with.
 fn parse_tags(tags: &BTreeMap<String, String>) -> Result<(TenantId, GroupName, Artifacts)> {
-    let tag = |name: &str| {
-        tags.get(&format!("outstation:{name}")).map(String::as_str).with_context(|| {
-            format!(
-                "there is no tag outstation:{name}; \
-                 the launch template must set InstanceMetadataTags to enabled"
-            )
-        })
-    };
-    let generation = tag("generation")?.parse().context("the tag outstation:generation")?;
-    // `workers=2,…`; no options, no tag.
-    let options = tags.get("outstation:options").map(String::as_str).unwrap_or_default();
-    let mut options: Vec<(String, String)> = options
-        .split(',')
-        .filter_map(|option| option.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    options.sort();
-    let artifacts = Artifacts {
-        generation: Generation(generation),
-        environment: tag("environment")?.try_into()?,
-        bundle: tag("bundle")?.try_into()?,
-        options,
-    };
-    Ok((tag("tenant")?.try_into()?, tag("group")?.try_into()?, artifacts))
+    let (tenant, group) = (tags::tag(tags, "tenant")?, tags::tag(tags, "group")?);
+    Ok((tenant.try_into()?, group.try_into()?, tags::artifacts(tags)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use outstation_protocol::Digest;
+    use outstation_protocol::{Digest, Generation};
 
     use super::*;
 

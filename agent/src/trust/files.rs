@@ -13,6 +13,32 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// The same for what is worth nothing after a power cut, and has one writer: a reader never sees
+/// half of it, and nothing waits for the disk.
+pub fn replace_quickly(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.part"));
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    let renamed = file.write_all(bytes).and_then(|()| fs::rename(&temporary, path));
+    renamed.inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// Removes what writers left in `folder` that were killed before they put it in its place. Nobody
+/// may be writing there.
+pub fn remove_leftovers(folder: &Path) -> io::Result<()> {
+    let is_hex = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_str().and_then(|name| name.strip_prefix('.'));
+        if name.and_then(|name| name.rsplit_once('.')).is_some_and(|(_, end)| is_hex(end)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Puts `bytes` at `path` if nothing is there: [`io::ErrorKind::AlreadyExists`] otherwise. Of two
 /// that race exactly one wins, and a reader never sees half of it.
 pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
@@ -59,5 +85,21 @@ mod tests {
         replace(&path, b"third", 0o600).expect("replaces");
         assert_eq!(fs::read(&path).expect("readable"), b"third");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "no leftovers");
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("nodes.json");
+        write_beside(&path, b"half", 0o600).expect("written, and never put in its place");
+        for name in ["nodes.json", ".lock", ".keep.txt", ".a.0123456789abcdeg"] {
+            fs::write(folder.path().join(name), b"kept").expect("writable");
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 5);
+        remove_leftovers(folder.path()).expect("removable");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 4);
+        replace_quickly(&path, b"new", 0o600).expect("replaces");
+        assert_eq!(fs::read(&path).expect("readable"), b"new");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 4, "no leftovers");
     }
 }
