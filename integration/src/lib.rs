@@ -131,6 +131,12 @@ impl World {
         Ok(Run::from(output))
     }
 
+    /// Runs a command of the real `outstation-agent` on the account agent's host, with no terminal.
+    pub fn outstation_agent(&self, command: &str, arguments: &[&str]) -> Result<Run> {
+        let config = self.system.layout().config("account-agent");
+        agent_command(&config, command, arguments)
+    }
+
     /// A call to AutoScaling by boto3, as somebody with a console would make it.
     pub fn by_hand(&self, call: &str) -> Result<Run> {
         let script = format!(
@@ -197,6 +203,18 @@ impl World {
         }
         std::fs::read_to_string(path)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
+}
+
+pub fn agent_command(config: &Path, command: &str, arguments: &[&str]) -> Result<Run> {
+    let output = Command::new(binaries().join("outstation-agent"))
+        .args([command, "--config"])
+        .arg(config)
+        .args(arguments)
+        .envs(outstation_cli::dev::layout::agent_credentials())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .context("run outstation-agent")?;
+    Ok(Run::from(output))
 }
 
 /// Processes that belong to a system: each has its state folder in its command line (a worker has

@@ -39,14 +39,14 @@ pub struct AdoptArgs {
 pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
     let config = Config::load(&args.config)?;
     if !config.store.is_dir() {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             format!("there is no account store at {}", config.store.display()),
             "mount it, or correct store in the configuration",
         ));
     }
     let guardrails = Guardrails::read(&config.store.join("guardrails").join("guardrails.toml"))
         .map_err(|why| {
-            Hinted::new(
+            Hinted::error(
                 format!("the account has no valid guardrails: {why}"),
                 "they say which AutoScaling groups are ours: mend them first",
             )
@@ -74,7 +74,7 @@ pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
     for Decision { contradiction, floor, .. } in decisions {
         let group = &contradiction.group;
         ledger.decide(floor).map_err(|error| {
-            Hinted::new(
+            Hinted::error(
                 format!("{group}: {:#}", anyhow::Error::from(error)),
                 "what was decided before it stands; run adopt again",
             )
@@ -88,7 +88,7 @@ pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
 /// A person's yes, on a terminal.
 fn confirmed(groups: usize) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             "there is nobody to ask: this is no terminal",
             "add --yes, or --dry-run to look only",
         ));
@@ -125,7 +125,7 @@ fn decide(
 ) -> Result<Decided> {
     if let Some(stranger) = from_ledger.iter().find(|name| found.iter().all(|c| c.group != **name))
     {
-        return Err(Hinted::new(
+        return Err(Hinted::error(
             format!("group {stranger} contradicts nothing, so there is nothing to decide"),
             "name groups that outstation-agent adopt --dry-run shows",
         ));

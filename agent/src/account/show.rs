@@ -46,7 +46,10 @@ pub fn run(config: &Config, as_json: bool) -> Result<ExitCode> {
         Process::Dead => "start it again; its log says why it ended",
     };
     let age = ago(snapshot.written_unix_secs, now);
-    Err(Hinted::new(format!("the account agent {process}; its last sign of life was {age}"), hint))
+    Err(Hinted::error(
+        format!("the account agent {process}; its last sign of life was {age}"),
+        hint,
+    ))
 }
 
 impl fmt::Display for Process {
@@ -67,7 +70,7 @@ pub fn look(state: &Path, now_unix_secs: u64) -> Result<(Process, Snapshot)> {
             ReadError::Io { .. } => "run this as the user that owns the agent's folders",
             ReadError::Damaged { .. } => "use the status command of the release that runs there",
         };
-        Hinted::new(format!("{:#}", anyhow::Error::from(error)), hint)
+        Hinted::error(format!("{:#}", anyhow::Error::from(error)), hint)
     })?;
     let is_there = Running::is_there(state)?;
     let age = now_unix_secs.saturating_sub(snapshot.written_unix_secs);
