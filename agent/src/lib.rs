@@ -6,5 +6,6 @@ pub mod clock;
 pub mod frames;
 pub mod hint;
 pub mod node;
+mod places;
 mod tags;
 pub mod trust;

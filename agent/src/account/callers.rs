@@ -12,13 +12,14 @@ use outstation_api::callers::{Endpoint, EndpointSet, WatchRequest};
 use outstation_protocol::GroupName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use super::shared::Shared;
 use crate::clock;
+use crate::places;
 use crate::trust::{DataPlaneCa, files};
 
 /// tonic reads its certificate once, so it is given a long life; the listener starts anew with
@@ -27,7 +28,15 @@ const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 86_400);
 /// A caller's stream looks again so often even if nothing told it to: a lost node's endpoint
 /// expires by time alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// A caller watches its groups over one connection; who opens more than this is broken.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
+/// A fleet of callers with one connection each; one costs some 50 KiB. Who comes beyond waits.
+const CONNECTIONS_MAX: usize = 4096;
+/// A half-open connection gives its place back after this.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// A caller that has vanished without a word is noticed after these two.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Callers {
     shared: Arc<Shared>,
@@ -67,14 +76,15 @@ impl Callers {
             .register_encoded_file_descriptor_set(outstation_api::DESCRIPTORS)
             .build_v1()?;
         Server::builder()
-            .tls_config(ServerTlsConfig::new().identity(identity))?
+            .tls_config(ServerTlsConfig::new().identity(identity).timeout(HANDSHAKE_MAX))?
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_service(EndpointsServer::with_interceptor(Callers { shared }, check))
             .add_service(health_service)
             .add_service(reflection)
             .serve_with_incoming_shutdown(
-                TcpListenerStream::new(listener),
+                places::incoming(listener, CONNECTIONS_MAX),
                 shutdown.cancelled_owned(),
             )
             .await

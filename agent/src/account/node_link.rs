@@ -29,6 +29,9 @@ use crate::trust::tls::{self, Peer};
 
 /// Handshakes and enrollments under way at one time; more wait in the listener's own queue.
 const OPENING_MAX: usize = 256;
+/// Of all nodes, those that are opening included: a node has one, and a second while it renews its
+/// certificate. Beyond, a dial is refused, and the node comes back with its backoff.
+const CONNECTIONS_MAX: usize = 20_000;
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const HELLO_MAX: Duration = Duration::from_secs(10);
 /// How often a node says that it is still there.
@@ -97,6 +100,10 @@ impl NodeLink {
                     None => break,
                 },
             };
+            if self.tasks.len() >= CONNECTIONS_MAX {
+                incoming.refuse();
+                continue;
+            }
             let link = self.clone();
             let shutdown = shutdown.clone();
             let serving = async move {

@@ -24,6 +24,7 @@ use outstation_protocol::ids::{AccountId, GroupName, InstanceId, Region, TenantI
 use outstation_protocol::v1::Artifacts;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::imds::{Imds, ImdsError};
 use self::link::{Link, LinkSettings, Outbox};
@@ -86,8 +87,20 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Result<()> {
         () = shutdown.cancelled() => return Ok(()),
         facts = read_facts(&imds) => facts?,
     };
+    // Around everything that this node logs from here on.
+    let span = tracing::info_span!("node", instance = %facts.instance, group = %facts.group);
+    supervise(args, imds, facts, shutdown).instrument(span).await
+}
+
+async fn supervise(
+    args: NodeArgs,
+    imds: Arc<Imds>,
+    facts: Facts,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let Facts { instance, address, tenant, group, artifacts } = facts;
-    tracing::info!(%instance, %address, %group, generation = %artifacts.generation, "node");
+    tracing::info!(%address, generation = %artifacts.generation, bundle = artifacts.bundle.short(),
+        "node");
 
     let dir = args.dir.join(instance.as_str());
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -116,7 +129,7 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Result<()> {
     let link = Link::new(settings, imds.clone(), to_send, events.clone())
         .with_context(|| format!("open a UDP port on {address}"))?;
     let endpoint = link.endpoint();
-    let link = tokio::spawn(link.run());
+    let link = tokio::spawn(link.run().in_current_span());
 
     let servers = ServerSettings {
         program,

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::artifacts::{ArtifactError, ArtifactStore};
 use super::events::{Action, Attempt, Event, ServerId};
@@ -112,7 +113,8 @@ impl Supervisor {
             if !record.is_alive() {
                 continue;
             }
-            tracing::info!(pid = record.pid, port = record.port, "took over a running server");
+            tracing::info!(generation = %record.artifacts.generation, pid = record.pid,
+                port = record.port, "took over a running server");
             let (server, port) = (record.server, record.port);
             let artifacts = record.artifacts.clone();
             let gone = record.clone();
@@ -127,7 +129,8 @@ impl Supervisor {
             && let Some(gone) = self.servers.remove(server)
         {
             let (pid, port) = (gone.record.pid, gone.record.port);
-            tracing::info!(pid, port, reason, "server ended");
+            let generation = gone.record.artifacts.generation;
+            tracing::info!(%generation, pid, port, reason, "server ended");
             self.prune();
         }
         for action in self.machine.handle(event, clock::now()) {
@@ -153,20 +156,25 @@ impl Supervisor {
             Action::Start { server, port, artifacts } => self.start(server, port, &artifacts),
             Action::Drain(server) => {
                 if let Some(supervised) = self.servers.get(&server) {
-                    tracing::info!(pid = supervised.record.pid, "server drains");
+                    let record = &supervised.record;
+                    tracing::info!(generation = %record.artifacts.generation, pid = record.pid,
+                        "server drains");
                     supervised.record.drain();
                 }
             }
             Action::Kill(server) => {
                 if let Some(supervised) = self.servers.get(&server) {
-                    tracing::warn!(pid = supervised.record.pid, "server killed");
+                    let record = &supervised.record;
+                    tracing::warn!(generation = %record.artifacts.generation, pid = record.pid,
+                        "server killed");
                     supervised.record.kill();
                 }
             }
             Action::Report(state) => {
                 let reason = state.reason.as_deref().unwrap_or_default();
                 let endpoint = state.endpoint.as_deref().unwrap_or_default();
-                tracing::info!(phase = %state.phase, endpoint, reason, "node is");
+                let generation = state.artifacts.as_ref().map(|a| a.generation.0);
+                tracing::info!(generation, phase = %state.phase, endpoint, reason, "node is");
                 let address = endpoint.parse::<SocketAddr>().ok();
                 self.serving_port = address.map(|address| address.port());
                 self.outbox.send_modify(|outbox| outbox.state = Some(state));
@@ -202,7 +210,8 @@ impl Supervisor {
         let prepared = self.store.prepared(artifacts);
         match self.settings.spawn(server, port, artifacts, &prepared) {
             Ok((child, record)) => {
-                tracing::info!(pid = record.pid, port, "server started");
+                tracing::info!(generation = %artifacts.generation, pid = record.pid, port,
+                    "server started");
                 let log = self.settings.log_path(port);
                 self.supervise(record, async move {
                     let status = server::exited(child).await;
@@ -280,7 +289,7 @@ impl Supervisor {
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(task))
+    AbortOnDropHandle::new(tokio::spawn(task.in_current_span()))
 }
 
 /// Tells once when AutoScaling wants the instance gone.

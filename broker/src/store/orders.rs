@@ -1,4 +1,4 @@
-//! Orders: written by compare-and-swap on the generation, all of them kept.
+//! Orders: written by compare-and-swap on the generation, the newest thousand of each group kept.
 
 use outstation_protocol::envelope::Envelope;
 use outstation_protocol::order::{Intent, Order};
@@ -11,6 +11,10 @@ use super::answers::AnsweredAt;
 use super::news::{EventKind, News};
 use super::{Changed, Store, StoreError};
 use super::{answers, events, integer, read_digest, read_generation, read_id, unsigned};
+
+/// Of each group. Far more than anybody looks back; at some 2 KiB each, 500 groups that change every
+/// minute stay below a gibibyte.
+pub const ORDERS_KEPT_MAX: u64 = 1000;
 
 /// A group as the store knows it: its newest order, and the answers to it and to older ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,6 +238,15 @@ fn insert(
             envelope.digest().as_bytes(),
             envelope.to_json(),
             integer(now_unix_secs),
+        ],
+    )?;
+    transaction.execute(
+        "DELETE FROM orders WHERE account = ?1 AND region = ?2 AND name = ?3 AND generation <= ?4",
+        params![
+            account.as_str(),
+            region.as_str(),
+            order.group.as_str(),
+            integer(order.generation.0.saturating_sub(ORDERS_KEPT_MAX)),
         ],
     )?;
     let event = News::new(how, summary(order)).of_order(order.generation, Some(envelope.digest()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use outstation_broker::store::orders::PutVerdict;
+use outstation_broker::store::orders::{ORDERS_KEPT_MAX, PutVerdict};
 use outstation_broker::store::tokens::{JoinToken, TokenRefusal};
 use outstation_broker::store::{Store, StoreError};
 use outstation_protocol::session::{Answer, Report, Reports};
@@ -212,4 +212,27 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+#[tokio::test]
+async fn the_newest_orders_of_a_group_are_kept() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let store = open(dir.path());
+    let mut before: Option<Envelope> = None;
+    let mut entries = Vec::new();
+    // The account may be any number of generations ahead of a database from a backup.
+    for generation in [1, 2, 3, ORDERS_KEPT_MAX + 2] {
+        let order = order("delay", generation, before.as_ref());
+        let envelope = order.clone().into_envelope();
+        let (group, generation) = (group("delay"), Generation(generation));
+        entries.push(SetEntry { group, generation, digest: envelope.digest() });
+        assert!(store.take_over(order, envelope.clone(), NOW).await.expect("stored"));
+        before = Some(envelope);
+    }
+    let mut kept = Vec::new();
+    for entry in entries {
+        let found = store.envelope(data_plane(ACCOUNT), entry.clone()).await.expect("read");
+        kept.extend(found.map(|_| entry.generation.0));
+    }
+    assert_eq!(kept, [3, ORDERS_KEPT_MAX + 2]);
 }

@@ -30,6 +30,12 @@ const HELD_POLL: Duration = Duration::from_millis(5);
 /// Ours end within a second of SIGTERM; a stuck one is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Starts that wait for the one thread that makes them: each service asks for one at a time.
+const SPAWNS_MAX: usize = 16;
+/// A log that has grown to this is set aside as `<log>.1` and begun anew: at most twice this is kept.
+const LOG_BYTES_MAX: u64 = 32 << 20;
+const LOG_LOOK: Duration = Duration::from_secs(10);
+
 /// One process to keep alive.
 #[derive(Debug, Clone)]
 pub struct ServiceSpec {
@@ -46,7 +52,7 @@ pub struct ServiceSpec {
 /// when its parent dies" to the thread, not the process.
 #[derive(Clone)]
 pub struct Spawner {
-    requests: std::sync::mpsc::Sender<(Command, oneshot::Sender<std::io::Result<Child>>)>,
+    requests: std::sync::mpsc::SyncSender<(Command, oneshot::Sender<std::io::Result<Child>>)>,
     /// `outstation` itself, for `supervise`.
     outstation: PathBuf,
 }
@@ -54,7 +60,7 @@ pub struct Spawner {
 impl Spawner {
     pub fn new(outstation: PathBuf) -> anyhow::Result<Spawner> {
         type Request = (Command, oneshot::Sender<std::io::Result<Child>>);
-        let (requests, queue) = std::sync::mpsc::channel::<Request>();
+        let (requests, queue) = std::sync::mpsc::sync_channel::<Request>(SPAWNS_MAX);
         let runtime = tokio::runtime::Handle::current();
         std::thread::Builder::new()
             .name("spawner".into())
@@ -200,19 +206,22 @@ async fn keep(
     let mut backoff = BACKOFF_FIRST;
     loop {
         let started = clock::now();
-        let exit = tokio::select! {
-            exit = child.wait() => exit_text(&exit),
-            other = no_longer(Wanted::Running, &mut wanted) => match other {
-                Wanted::Running | Wanted::Held => {
-                    // An error says that it has ended by itself.
-                    let _ = child.kill().await;
-                    "held".to_owned()
-                }
-                Wanted::Stopped => {
-                    end(&mut child).await;
-                    locked(&state).pid = None;
-                    return;
-                }
+        let exit = loop {
+            tokio::select! {
+                exit = child.wait() => break exit_text(&exit),
+                other = no_longer(Wanted::Running, &mut wanted) => match other {
+                    Wanted::Running | Wanted::Held => {
+                        // An error says that it has ended by itself.
+                        let _ = child.kill().await;
+                        break "held".to_owned();
+                    }
+                    Wanted::Stopped => {
+                        end(&mut child).await;
+                        locked(&state).pid = None;
+                        return;
+                    }
+                },
+                () = tokio::time::sleep(LOG_LOOK) => set_aside(&spec.log),
             }
         };
         {
@@ -287,6 +296,18 @@ fn note(log: &Path, line: &str) {
     }
 }
 
+/// The process goes on writing at the end of the same file, so its content is what moves.
+fn set_aside(log: &Path) {
+    if std::fs::metadata(log).is_ok_and(|log| log.len() >= LOG_BYTES_MAX) {
+        let mut name = log.as_os_str().to_owned();
+        name.push(".1");
+        let truncate = |_| OpenOptions::new().write(true).open(log).and_then(|log| log.set_len(0));
+        if let Err(error) = std::fs::copy(log, name).and_then(truncate) {
+            note(log, &format!("--- this log is too long and cannot be set aside: {error}"));
+        }
+    }
+}
+
 /// The last lines of a log, for an error report.
 pub fn tail(log: &Path, lines: usize) -> Vec<String> {
     let Ok(bytes) = std::fs::read(log) else {
@@ -297,4 +318,25 @@ pub fn tail(log: &Path, lines: usize) -> Vec<String> {
     let text = String::from_utf8_lossy(&bytes[from..]);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_set_aside_and_its_writer_goes_on() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = dir.path().join("broker.log");
+        let mut writer = OpenOptions::new().create(true).append(true).open(&log).expect("opens");
+        writeln!(writer, "first").expect("written");
+        set_aside(&log);
+        assert_eq!(std::fs::read_to_string(&log).expect("there"), "first\n", "it is short");
+        writer.set_len(LOG_BYTES_MAX).expect("grown");
+        set_aside(&log);
+        writeln!(writer, "second").expect("written");
+        assert_eq!(std::fs::read_to_string(&log).expect("there"), "second\n");
+        let aside = std::fs::metadata(dir.path().join("broker.log.1")).expect("set aside");
+        assert_eq!(aside.len(), LOG_BYTES_MAX);
+    }
 }
