@@ -357,7 +357,7 @@ async fn the_oldest_events_go_and_a_reader_hears_of_it() {
 
 /// Adds events up to this number, as a long life would.
 fn fill(database: &Path, up_to: u64) {
-    let connection = rusqlite::Connection::open(database).expect("open");
+    let connection = when_closed(database);
     let up_to = i64::try_from(up_to).expect("small");
     connection
         .execute(
@@ -377,6 +377,7 @@ async fn another_database_or_an_older_copy_is_noticed() {
     let dir = broker.stop().await;
     let database = dir.path().join("state/broker.db");
     let copy = dir.path().join("copy.db");
+    drop(when_closed(&database));
     std::fs::copy(&database, &copy).expect("a backup");
 
     // Two more, by a run that the backup knows nothing of.
@@ -386,6 +387,7 @@ async fn another_database_or_an_older_copy_is_noticed() {
     let seen = read(&broker, request(false)).await.cursor;
     assert_eq!(seen.as_ref().expect("a cursor").sequence, 4);
     let dir = broker.stop().await;
+    drop(when_closed(&database));
     std::fs::copy(&copy, &database).expect("put back");
     let broker = Running::start_in(dir).await;
     let behind = || api::WatchEventsRequest { after: seen.clone(), ..request(false) };
@@ -404,9 +406,8 @@ async fn another_database_or_an_older_copy_is_noticed() {
 
     // A database that was made anew.
     let dir = broker.stop().await;
-    for file in ["broker.db", "broker.db-wal"] {
-        let _ = std::fs::remove_file(dir.path().join("state").join(file));
-    }
+    drop(when_closed(&database));
+    std::fs::remove_file(&database).expect("removed");
     let broker = Running::start_in(dir).await;
     put(&broker, "new", 1, None).await;
     let found = read(&broker, behind()).await;
@@ -442,11 +443,18 @@ async fn what_was_in_common_with_an_older_copy_is_not_shown_again() {
 }
 
 async fn backup(store: Store, from: &Path, to: &Path) {
-    // The store's thread lets go of the file some time after its last handle.
     drop(store);
-    let connection = rusqlite::Connection::open(from).expect("open");
+    let to = to.to_str().expect("UTF-8");
+    when_closed(from).execute("VACUUM INTO ?1", [to]).expect("copied");
+}
+
+/// A database that its store has let go of, in one file: the store's thread ends some time after
+/// the last handle.
+fn when_closed(database: &Path) -> rusqlite::Connection {
+    let connection = rusqlite::Connection::open(database).expect("open");
     connection.busy_timeout(std::time::Duration::from_secs(60)).expect("a timeout");
-    connection.execute("VACUUM INTO ?1", [to.to_str().expect("UTF-8")]).expect("copied");
+    connection.pragma_update(None, "journal_mode", "DELETE").expect("nobody else has it");
+    connection
 }
 
 /// `kind group generation agent`.
@@ -620,8 +628,7 @@ async fn agents_come_and_go_and_forget() {
     assert_eq!(messages[11], "the broker was killed, 2 s or less before this start");
     drop(store);
     // Of the group that has no order here nothing is kept.
-    let connection = rusqlite::Connection::open(&path).expect("open");
-    connection.busy_timeout(std::time::Duration::from_secs(60)).expect("a timeout");
+    let connection = when_closed(&path);
     let told: Vec<String> = connection
         .prepare("SELECT name FROM told")
         .expect("a statement")
