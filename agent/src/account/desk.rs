@@ -54,8 +54,9 @@ impl Desk {
     /// *Accepted* is said only of what is on disk.
     pub fn judge(&self, entry: &SetEntry, envelope: &Envelope) -> Verdict {
         let guardrails = self.shared.refresh_guardrails();
-        let standing = self.shared.standing.borrow().clone();
+        // In this order: whoever changes the ledger says first what that makes of the account.
         let mut ledger = lock(&self.shared.ledger);
+        let standing = self.shared.standing.borrow().clone();
         let (group, generation) = (&entry.group, entry.generation);
         let digest = entry.digest.short();
         let bench = Bench {
@@ -70,11 +71,18 @@ impl Desk {
         let refused = match judged {
             Ok(order) => match ledger.accept(order, envelope) {
                 Ok(()) => None,
-                Err(error) => Some(Refusal {
-                    rule: RefusalRule::AccountStore,
-                    message: format!("{:#}", anyhow!(error)),
-                    hint: "look at state/ of the account store; the agent tries again".to_owned(),
-                }),
+                Err(error) => {
+                    // It has learnt what is there instead.
+                    self.shared.weigh(&ledger);
+                    self.shared.ledger_changed.send_modify(|count| *count += 1);
+                    self.shared.look.notify_one();
+                    Some(Refusal {
+                        rule: RefusalRule::AccountStore,
+                        message: format!("{:#}", anyhow!(error)),
+                        hint: "look at state/ of the account store; the agent tries again"
+                            .to_owned(),
+                    })
+                }
             },
             Err(refusal) => Some(refusal),
         };

@@ -131,7 +131,7 @@ pub(crate) fn sample() -> Guardrails {
 }
 
 #[cfg(test)]
-const SAMPLE: &str = r#"
+pub(crate) const SAMPLE: &str = r#"
 name_prefix = "outstation-"
 nodes_per_group_max = 40
 nodes_total_max = 60

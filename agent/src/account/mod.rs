@@ -84,7 +84,7 @@ async fn run_all(
     let mut control = spawn(Control::new(shared.clone()).run(stop.clone()));
     let mut nodes = spawn(node_link.run(stop.clone()));
     let mut keeper = spawn(keep_nodes(shared.clone(), stop.clone()));
-    let guardrails = spawn(watch_guardrails(shared.clone(), stop.clone()));
+    let guardrails = spawn(watch_store(shared.clone(), stop.clone()));
     let status = spawn(vitals::write_all_the_time(shared.clone(), stop.clone()));
     let mut callers = spawn(Callers::run(shared.clone(), ca, callers, stop.clone()));
     let mut reconcile = spawn(reconcile_in_the_right_account(shared, aws, stop.clone()));
@@ -115,16 +115,20 @@ fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> J
     tokio::spawn(task.in_current_span())
 }
 
-/// A person who pauses an account does not want to wait for the next look at AWS.
-const GUARDRAILS_LOOK: Duration = Duration::from_secs(1);
+/// A person who pauses an account, or decides in `adopt`, does not want to wait for the next look at
+/// AWS.
+const STORE_LOOK: Duration = Duration::from_secs(1);
 
-async fn watch_guardrails(shared: Arc<Shared>, stop: CancellationToken) {
+async fn watch_store(shared: Arc<Shared>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         // What it says is kept in `shared`, told in the log and in every status.
         let _ = shared.refresh_guardrails();
+        if shared.refresh_ledger() {
+            shared.look.notify_one();
+        }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(GUARDRAILS_LOOK) => {}
+            () = tokio::time::sleep(STORE_LOOK) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use outstation_protocol::ids::Generation;
 use outstation_protocol::status::{GroupPhase, GroupStatus, Held, NODE_ENTRIES_MAX, NodePhase};
 
 use super::floor::{self, Contradiction, Floors, Standing, contradictions};
-use super::ledger::{Accepted, Trouble};
+use super::ledger::{Accepted, Ledger, Trouble};
 use super::plan::{Observed, ObservedGroup, Plan};
 use super::shared::{Shared, lock};
 use super::status::Memory;
@@ -26,25 +26,52 @@ impl Shared {
     /// Reads the account store again and holds it against what was observed; `blind` says why that
     /// is not what is there now.
     pub fn recall(&self, observed: &Observed, blind: Option<String>) -> Known {
-        let mut ledger = lock(&self.ledger);
-        let troubled_before = ledger.trouble().to_vec();
-        let changed = ledger.refresh();
+        self.refresh_ledger();
+        let ledger = lock(&self.ledger);
         let (accepted, floors) = (ledger.accepted().clone(), ledger.floors().clone());
         let trouble = ledger.trouble().to_vec();
         drop(ledger);
-        if changed {
-            self.changed.send_modify(|count| *count += 1);
-            self.ledger_changed.send_modify(|count| *count += 1);
-        }
-        for Trouble { message, .. } in trouble.iter().filter(|t| !troubled_before.contains(t)) {
-            tracing::error!(error = message, "the account store cannot be read");
-        }
         let contradictions = contradictions(&accepted, &floors, observed);
         match blind {
             None => self.stand(Standing::of(&accepted, observed, contradictions.clone())),
             Some(why) => self.stand_blind(why),
         }
         Known { accepted, floors, trouble, contradictions }
+    }
+
+    /// True if the account store holds something else than when it was last read.
+    pub fn refresh_ledger(&self) -> bool {
+        let mut ledger = lock(&self.ledger);
+        let before = ledger.trouble().to_vec();
+        let changed = ledger.refresh();
+        let trouble = ledger.trouble().to_vec();
+        if changed {
+            self.weigh(&ledger);
+        }
+        drop(ledger);
+        for Trouble { message, .. } in trouble.iter().filter(|t| !before.contains(t)) {
+            tracing::error!(error = message, "the account store cannot be read");
+        }
+        if changed {
+            self.changed.send_modify(|count| *count += 1);
+            self.ledger_changed.send_modify(|count| *count += 1);
+        }
+        changed || trouble != before
+    }
+
+    /// Holds a ledger that others have changed against what was last seen, before an order can be
+    /// judged by it: the next look may be too late.
+    pub fn weigh(&self, ledger: &Ledger) {
+        let (accepted, floors) = (ledger.accepted(), ledger.floors());
+        let observed = lock(&self.observed).clone();
+        let found = contradictions(accepted, floors, &observed);
+        let looked = match *self.standing.borrow() {
+            Standing::NotLooked | Standing::Blind(_) => false,
+            Standing::Clear { .. } | Standing::Contradicted(_) => true,
+        };
+        if looked {
+            self.stand(Standing::of(accepted, &observed, found));
+        }
     }
 
     /// The account could not be looked at; what was seen before counts on.
@@ -147,3 +174,7 @@ pub fn status_as_it_is(
         nodes,
     }
 }
+
+#[cfg(test)]
+#[path = "recall_tests.rs"]
+mod tests;

@@ -1,0 +1,132 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::account::config::Config;
+use crate::account::desk::Desk;
+use crate::account::guardrails;
+use crate::account::plan::{Action, plan};
+use crate::account::testing::{group, identity, order, spec, temporary_folder};
+use crate::clock::Clock;
+use outstation_protocol::Digest;
+use outstation_protocol::order::{Intent, Order};
+use outstation_protocol::session::Verdict;
+use outstation_protocol::v1::SetEntry;
+
+fn shared(store: &Path, state: &Path) -> Arc<Shared> {
+    let text = format!(
+        "tenant = 'dev'\naccount = '123456789012'\nregion = 'eu-central-1'\n\
+         store = '{}'\nstate = '{}'\n\
+         [broker]\naddress = '127.0.0.1:1'\nserver_name = 'broker'\nroot = '/none'\n\
+         [nodes]\nlisten = '127.0.0.1:0'\n\
+         [callers]\nlisten = '127.0.0.1:0'\ntoken_file = '/none'\n",
+        store.display(),
+        state.display()
+    );
+    let config: Config = toml::from_str(&text).expect("a configuration");
+    std::fs::create_dir_all(store.join("guardrails")).expect("a folder");
+    std::fs::write(store.join("guardrails/guardrails.toml"), guardrails::SAMPLE).expect("written");
+    let ledger = Ledger::open(store).expect("a ledger");
+    Arc::new(Shared::new(config, ledger, Clock::System))
+}
+
+fn judge(desk: &Desk, order: &Order) -> String {
+    let envelope = order.clone().into_envelope();
+    let (group, generation) = (order.group.clone(), order.generation);
+    let entry = SetEntry { group, generation, digest: envelope.digest() };
+    match desk.judge(&entry, &envelope) {
+        Verdict::Accepted => "accepted".to_owned(),
+        Verdict::Refused(refusal) => format!("{:?}", refusal.rule),
+    }
+}
+
+/// AWS as the accepted orders want it.
+fn as_ordered(shared: &Shared) -> Observed {
+    let accepted = lock(&shared.ledger).accepted().clone();
+    let guardrails = Ok(guardrails::sample());
+    let plans = plan(&accepted, &Observed::new(), &guardrails, &identity().tenant, true);
+    let created = plans.into_iter().filter_map(|(group, plan)| match plan.actions.first() {
+        Some(Action::Create(shape)) => Some((group, ObservedGroup::created(shape))),
+        Some(_) | None => None,
+    });
+    created.collect()
+}
+
+fn look(shared: &Shared, observed: &Observed) -> Known {
+    lock(&shared.observed).clone_from(observed);
+    shared.recall(observed, None)
+}
+
+#[test]
+fn a_store_that_is_emptied_under_a_running_agent_is_not_filled_again() {
+    let (store, state) = (temporary_folder(), temporary_folder());
+    let shared = shared(store.path(), state.path());
+    let desk = Desk::new(shared.clone());
+    let first = order("a", 1, None, Intent::Apply(spec(3)));
+    assert_eq!(judge(&desk, &first), "Contradiction", "the account was not looked at yet");
+    look(&shared, &Observed::new());
+    assert_eq!(judge(&desk, &first), "accepted");
+    let observed = as_ordered(&shared);
+    assert!(look(&shared, &observed).is_settled());
+    let of_tags = shared.wanted_artifacts(&group("a")).expect("as ordered");
+
+    std::fs::remove_file(store.path().join("state/orders/a.json")).expect("it is there");
+    assert_eq!(judge(&desk, &first), "AccountStore", "the swap finds something else");
+    assert_eq!(judge(&desk, &first), "Contradiction", "and from then on it is known");
+    assert!(shared.knows_group(&group("a")), "callers are served on");
+    assert_eq!(shared.wanted_artifacts(&group("a")), Some(of_tags), "and so are nodes");
+    let known = look(&shared, &observed);
+    assert!(known.contradicts(&group("a")) && !known.is_settled());
+    assert_eq!(known.left_alone(&observed)[&group("a")][0].rule, "contradiction");
+}
+
+#[test]
+fn what_is_read_between_two_looks_counts_at_once() {
+    let (store, state) = (temporary_folder(), temporary_folder());
+    let shared = shared(store.path(), state.path());
+    let desk = Desk::new(shared.clone());
+    look(&shared, &Observed::new());
+    let first = order("a", 1, None, Intent::Apply(spec(3)));
+    assert_eq!(judge(&desk, &first), "accepted");
+    let observed = as_ordered(&shared);
+    look(&shared, &observed);
+
+    std::fs::remove_file(store.path().join("state/orders/a.json")).expect("it is there");
+    assert!(shared.refresh_ledger());
+    assert_eq!(judge(&desk, &first), "Contradiction");
+    // A person decides, in another process.
+    let mut elsewhere = Ledger::open(store.path()).expect("a ledger");
+    let decided = floor::Floor {
+        group: group("a"),
+        generation: Some(Generation(1)),
+        wrong_tag: None,
+        decided_at_unix_secs: 0,
+    };
+    elsewhere.decide(decided).expect("nothing there before");
+    assert!(shared.refresh_ledger());
+    assert_eq!(judge(&desk, &first), "OlderGeneration");
+    let parent = Some(Digest::of(b"unknown by now"));
+    let second = order("a", 2, parent, Intent::Apply(spec(3)));
+    assert_eq!(judge(&desk, &second), "accepted");
+    assert_eq!(desk.heads()[&group("a")].0, Generation(2));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_holds_its_group() {
+    let (store, state) = (temporary_folder(), temporary_folder());
+    let shared = shared(store.path(), state.path());
+    let desk = Desk::new(shared.clone());
+    look(&shared, &Observed::new());
+    for name in ["a", "b"] {
+        assert_eq!(judge(&desk, &order(name, 1, None, Intent::Apply(spec(3)))), "accepted");
+    }
+    std::fs::write(store.path().join("state/orders/a.json"), b"{").expect("writable");
+    let known = look(&shared, &Observed::new());
+    let guardrails = Ok(guardrails::sample());
+    let tenant = identity().tenant;
+    let mut plans = plan(&known.accepted, &Observed::new(), &guardrails, &tenant, true);
+    known.hold(&mut plans);
+    let acts = |name: &str| !plans[&group(name)].actions.is_empty();
+    assert_eq!([acts("a"), acts("b")], [false, true]);
+    assert_eq!(plans[&group("a")].held[0].rule, "account_store");
+}
