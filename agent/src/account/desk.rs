@@ -56,6 +56,13 @@ impl Desk {
         let guardrails = self.shared.refresh_guardrails();
         // In this order: whoever changes the ledger says first what that makes of the account.
         let mut ledger = lock(&self.shared.ledger);
+        // Another agent may have accepted something since the last look: a refusal is final, so it
+        // must not come from what is no longer so.
+        if ledger.refresh() {
+            self.shared.weigh(&ledger);
+            self.shared.ledger_changed.send_modify(|count| *count += 1);
+            self.shared.look.notify_one();
+        }
         let standing = self.shared.standing.borrow().clone();
         let (group, generation) = (&entry.group, entry.generation);
         let digest = entry.digest.short();

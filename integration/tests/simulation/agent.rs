@@ -15,13 +15,15 @@ use aws_sdk_autoscaling::config::{
 use outstation_agent::account::aws::{Aws, CallError};
 use outstation_agent::account::config::Config;
 use outstation_agent::account::desk::Desk;
+use outstation_agent::account::floor::Standing;
 use outstation_agent::account::ledger::{Ledger, LedgerError};
 use outstation_agent::account::reconcile::{LOOK_MIN, Reconciler};
 use outstation_agent::account::redial::Redial;
 use outstation_agent::account::shared::Shared;
 use outstation_agent::clock::{Clock, ManualClock};
 use outstation_protocol::session::{AgentSession, Answer};
-use outstation_protocol::{AgentId, GroupName, InstanceId};
+use outstation_protocol::v1::SetEntry;
+use outstation_protocol::{AgentId, Envelope, GroupName, InstanceId};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
@@ -61,7 +63,11 @@ pub struct Agent {
     pub redial: Redial,
     pub dial_at_millis: u64,
     pub dialled_at_millis: u64,
-    pub store_retry_millis: Option<u64>,
+    pub ask_again_millis: Option<u64>,
+    /// Orders that wait for the first look at the account.
+    pub waiting: Vec<(SetEntry, Envelope)>,
+    pub standing: watch::Receiver<Standing>,
+    pub ledger_changed: watch::Receiver<u64>,
     /// News for the session.
     pub answers: watch::Receiver<BTreeMap<GroupName, Vec<Answer>>>,
     reconciling: Reconciling,
@@ -89,6 +95,8 @@ impl Agent {
         let (timers, wire) = (Timers::at(now_millis), Wire::default());
         let aws = connect(&clock, &timers, &wire);
         let answers = shared.answers.subscribe();
+        let standing = shared.standing.subscribe();
+        let ledger_changed = shared.ledger_changed.subscribe();
         let jitter = StdRng::seed_from_u64(seed);
         let reconciler = Box::new(Reconciler::new(shared.clone(), aws.clone(), jitter));
         Ok(Agent {
@@ -105,7 +113,10 @@ impl Agent {
             redial: Redial::default(),
             dial_at_millis: now_millis,
             dialled_at_millis: now_millis,
-            store_retry_millis: None,
+            ask_again_millis: None,
+            waiting: Vec::new(),
+            standing,
+            ledger_changed,
             answers,
             reconciling: Reconciling::Pause { reconciler, until_millis: now_millis },
             drains: Vec::new(),
@@ -187,7 +198,7 @@ impl Agent {
         match &self.session {
             Some(session) => {
                 next = next.min(self.millis_of(session.next_timeout(), now_millis));
-                next = next.min(self.store_retry_millis.unwrap_or(u64::MAX));
+                next = next.min(self.ask_again_millis.unwrap_or(u64::MAX));
             }
             None => next = next.min(self.dial_at_millis),
         }

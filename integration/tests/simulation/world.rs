@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use outstation_agent::account::desk::failed_at_the_store;
+use outstation_agent::account::desk::is_asked_again;
+use outstation_agent::account::floor::Standing;
 use outstation_agent::account::registry::SessionId;
 use outstation_agent::account::shared::lock;
 use outstation_aws_sim::model::credentials::{InstanceRole, Principal};
@@ -20,7 +21,7 @@ use outstation_aws_sim::wire::faults::{Fault, Faulty};
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::session::{AgentOutput, Report, Verdict};
 use outstation_protocol::v1::{SetEntry, ToAgent, ToBroker};
-use outstation_protocol::{AccountId, DataPlane, GroupName, InstanceId, Region};
+use outstation_protocol::{AccountId, DataPlane, Envelope, GroupName, InstanceId, Region};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use sha2::{Digest as _, Sha256};
@@ -51,6 +52,8 @@ const EVENTS_A_SECOND_MAX: u64 = 200;
 const ROUNDS_MAX: usize = 10_000;
 /// The node link notices that a node is gone.
 const SILENCE_MILLIS: u64 = 20_000;
+/// What could not be judged or taken is asked for again after this.
+const ASK_AGAIN_MILLIS: u64 = 10_000;
 /// Enough to see what led to a failure.
 const TRACE_LINES_MAX: usize = 400;
 
@@ -461,9 +464,26 @@ impl World {
                 }
             }
         }
-        if agent.store_retry_millis.is_some_and(|at| now >= at) {
-            agent.store_retry_millis = None;
-            session.retry_after_store_failure();
+        if agent.ledger_changed.has_changed().unwrap_or(false) {
+            agent.ledger_changed.mark_unchanged();
+            session.handle_ledger(agent.desk.heads());
+        }
+        if agent.standing.has_changed().unwrap_or(false) {
+            agent.standing.mark_unchanged();
+            let can_judge = agent.standing.borrow().refusal().is_none();
+            if can_judge && agent.ask_again_millis.take().is_some() {
+                session.ask_again();
+            }
+            if !agent.waiting.is_empty() {
+                for (entry, envelope) in std::mem::take(&mut agent.waiting) {
+                    self.judge(pid, entry, &envelope);
+                }
+                return true;
+            }
+        }
+        if agent.ask_again_millis.is_some_and(|at| now >= at) {
+            agent.ask_again_millis = None;
+            session.ask_again();
         }
         if agent.clock.now() >= session.next_timeout() {
             session.handle_timeout(agent.clock.now());
@@ -477,32 +497,11 @@ impl World {
             match output {
                 AgentOutput::Send(message) => self.send_to_broker(pid, message),
                 AgentOutput::Judge { entry, envelope } => {
-                    let verdict = agent.desk.judge(&entry, &envelope);
-                    if failed_at_the_store(&verdict) {
-                        agent.store_retry_millis = Some(now + 10_000);
-                    }
-                    if let Verdict::Accepted = verdict {
-                        let order =
-                            lock(&agent.shared.ledger).accepted()[&entry.group].order.clone();
-                        self.oracle.accepted(&order, entry.digest);
-                        self.note(format_args!(
-                            "{pid:?} accepted {} {}",
-                            entry.group, entry.generation
-                        ));
-                        if !self.calm && self.random.random_bool(self.weather.crash_after_accept) {
-                            self.crash_agent(pid);
-                            return true;
-                        }
+                    if *agent.standing.borrow() == Standing::NotLooked {
+                        agent.waiting.push((entry, envelope));
                     } else {
-                        self.note(format_args!(
-                            "{pid:?} {} {}: {verdict:?}",
-                            entry.group, entry.generation
-                        ));
+                        self.judge(pid, entry, &envelope);
                     }
-                    let Some(agent) = self.agents.get_mut(&pid) else { return true };
-                    let Some(session) = &mut agent.session else { return true };
-                    session.handle_verdict(entry, verdict);
-                    agent.desk.keep(session);
                 }
                 AgentOutput::HandBack(entry) => {
                     let kept = agent.desk.hand_back(&entry);
@@ -524,6 +523,30 @@ impl World {
         }
     }
 
+    fn judge(&mut self, pid: Pid, entry: SetEntry, envelope: &Envelope) {
+        let now = self.now_millis;
+        let Some(agent) = self.agents.get_mut(&pid) else { return };
+        let verdict = agent.desk.judge(&entry, envelope);
+        if is_asked_again(&verdict) {
+            agent.ask_again_millis = Some(now + ASK_AGAIN_MILLIS);
+        }
+        let (group, generation) = (entry.group.clone(), entry.generation);
+        if let Verdict::Accepted = verdict {
+            let order = lock(&agent.shared.ledger).accepted()[&group].order.clone();
+            self.oracle.accepted(&order, entry.digest);
+            self.note(format_args!("{pid:?} accepted {group} {generation}"));
+            if !self.calm && self.random.random_bool(self.weather.crash_after_accept) {
+                return self.crash_agent(pid);
+            }
+        } else {
+            self.note(format_args!("{pid:?} {group} {generation}: {verdict:?}"));
+        }
+        let Some(agent) = self.agents.get_mut(&pid) else { return };
+        let Some(session) = &mut agent.session else { return };
+        session.handle_verdict(entry, verdict);
+        agent.desk.keep(session);
+    }
+
     fn dial(&mut self, pid: Pid) {
         let (now, instant) = (self.now_millis, self.instant());
         let reachable = now >= self.link_cut_until_millis;
@@ -533,6 +556,8 @@ impl World {
             Some(broker) if reachable => {
                 self.numbers += 1;
                 self.conns.insert(pid, self.numbers);
+                agent.waiting.clear();
+                agent.ask_again_millis = None;
                 agent.session = Some(agent.desk.open_session(agent.id.clone()));
                 agent.answers.mark_changed();
                 broker.connect(pid, agent.id.clone(), instant);
