@@ -21,6 +21,8 @@ pub struct Broker {
     /// One for each agent that is connected.
     pub sessions: BTreeMap<Pid, BrokerSession>,
     agents: BTreeMap<Pid, AgentId>,
+    /// It is killed right after so many further writes.
+    pub dies_after_writes: Option<u32>,
 }
 
 /// The store runs inline, so every call is done at once.
@@ -32,7 +34,13 @@ fn done<T, E: std::fmt::Display>(call: impl Future<Output = Result<T, E>>) -> T 
 impl Broker {
     pub fn start(file: &Path, data_plane: DataPlane, now_unix_secs: u64) -> Broker {
         let store = Store::open_inline(file, now_unix_secs).expect("the broker's database");
-        Broker { store, data_plane, sessions: BTreeMap::new(), agents: BTreeMap::new() }
+        Broker {
+            store,
+            data_plane,
+            sessions: BTreeMap::new(),
+            agents: BTreeMap::new(),
+            dies_after_writes: None,
+        }
     }
 
     pub fn connect(&mut self, pid: Pid, agent: AgentId, now: Instant) {
@@ -53,6 +61,9 @@ impl Broker {
         mut accepted: impl FnMut(&SetEntry),
     ) -> Result<Option<ToAgent>, String> {
         loop {
+            if self.is_dead() {
+                return Ok(None);
+            }
             let Some(session) = self.sessions.get_mut(&pid) else { return Ok(None) };
             let Some(output) = session.poll_output() else { return Ok(None) };
             match output {
@@ -68,6 +79,7 @@ impl Broker {
                     }
                     let agent = self.agents[&pid].clone();
                     done(self.store.record(self.data_plane.clone(), agent, report, unix_secs));
+                    self.has_written();
                 }
                 BrokerOutput::TakeOver { entry, envelope } => {
                     let order = Order::from_envelope(&envelope).expect("made by an agent of ours");
@@ -75,10 +87,12 @@ impl Broker {
                     if done(self.store.take_over(order, envelope, unix_secs)) {
                         self.announce();
                     }
+                    self.has_written();
                 }
                 BrokerOutput::Settle(reports) => {
                     let agent = self.agents[&pid].clone();
                     done(self.store.settle(self.data_plane.clone(), agent, reports, unix_secs));
+                    self.has_written();
                 }
                 BrokerOutput::Live { .. } => {}
                 BrokerOutput::Close { reason } => {
@@ -87,6 +101,16 @@ impl Broker {
                 }
             }
         }
+    }
+
+    fn has_written(&mut self) {
+        if let Some(left) = &mut self.dies_after_writes {
+            *left = left.saturating_sub(1);
+        }
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.dies_after_writes == Some(0)
     }
 
     /// As the end of a session's driver does it.

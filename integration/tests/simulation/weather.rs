@@ -13,8 +13,8 @@ pub struct Weather {
     pub delay_max_millis: u64,
     pub partitions: bool,
     pub agent_crashes: bool,
-    /// A crash right after the ledger was written and before anybody was told.
-    pub crash_after_accept: f64,
+    /// A crash right after an order was judged, and the ledger written, before anybody was told.
+    pub crash_after_verdict: f64,
     /// A replaced agent starts with an empty disk, sometimes while the old one still runs.
     pub agent_replaced: bool,
     pub broker_crashes: bool,
@@ -36,7 +36,7 @@ impl Weather {
     pub fn draw(random: &mut StdRng) -> Weather {
         let mut odds =
             |max: f64| if random.random_bool(0.5) { random.random::<f64>() * max } else { 0.0 };
-        let (lost, repeated, crash_after_accept, boots_fail) =
+        let (lost, repeated, crash_after_verdict, boots_fail) =
             (odds(0.2), odds(0.2), odds(0.3), odds(0.3));
         let aws = [
             Fault::Throttled,
@@ -52,7 +52,7 @@ impl Weather {
         Weather {
             lost,
             repeated,
-            crash_after_accept,
+            crash_after_verdict,
             boots_fail,
             aws,
             partitions: coin(),

@@ -535,11 +535,11 @@ impl World {
             let order = lock(&agent.shared.ledger).accepted()[&group].order.clone();
             self.oracle.accepted(&order, entry.digest);
             self.note(format_args!("{pid:?} accepted {group} {generation}"));
-            if !self.calm && self.random.random_bool(self.weather.crash_after_accept) {
-                return self.crash_agent(pid);
-            }
         } else {
             self.note(format_args!("{pid:?} {group} {generation}: {verdict:?}"));
+        }
+        if !self.calm && self.random.random_bool(self.weather.crash_after_verdict) {
+            return self.crash_agent(pid);
         }
         let Some(agent) = self.agents.get_mut(&pid) else { return };
         let Some(session) = &mut agent.session else { return };
@@ -587,6 +587,10 @@ impl World {
     fn pump_broker(&mut self) -> bool {
         let (instant, unix_secs) = (self.instant(), self.unix_secs());
         let Some(broker) = &mut self.broker else { return false };
+        if broker.is_dead() {
+            self.broker_crashes();
+            return true;
+        }
         let pids: Vec<Pid> = broker.sessions.keys().copied().collect();
         let mut moved = false;
         for pid in pids {
@@ -790,6 +794,13 @@ impl World {
         self.note(format_args!("the broker starts, restored: {restored}"));
     }
 
+    fn broker_crashes(&mut self) {
+        self.stop_broker();
+        let restored = self.weather.broker_restored && self.random.random_bool(0.5);
+        let late = self.random.random_range(100..90_000);
+        self.bring_the_broker_back(restored, late);
+    }
+
     pub fn stop_broker(&mut self) {
         self.broker = None;
         self.note(format_args!("the broker dies"));
@@ -842,10 +853,12 @@ impl World {
                 if self.random.random_bool(0.5) || !self.backup().exists() {
                     self.back_up_the_broker();
                 }
-                self.stop_broker();
-                let restored = weather.broker_restored && self.random.random_bool(0.5);
-                let late = self.random.random_range(100..90_000);
-                self.bring_the_broker_back(restored, late);
+                // At once, or between two of its next writes.
+                if self.random.random_bool(0.5) {
+                    self.broker_crashes();
+                } else if let Some(broker) = &mut self.broker {
+                    broker.dies_after_writes = Some(self.random.random_range(1..6));
+                }
             }
             5 if weather.aws_outages => {
                 self.aws_out_until_millis =
