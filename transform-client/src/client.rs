@@ -26,6 +26,8 @@ use crate::verdict::{Silence, judge};
 
 /// The largest message that a server takes and gives.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Who waits for longer does not wait; and far from where adding it to the time would overflow.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The server answers at the deadline, and says which function was too slow; for this long after it
 /// that answer is still awaited.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
@@ -117,7 +119,7 @@ impl Client {
         request: &CallRequest,
         timeout: Duration,
     ) -> Result<(CallResponse, EndpointUsed), Status> {
-        let deadline = clock::now() + timeout;
+        let deadline = clock::now() + timeout.min(TIMEOUT_MAX);
         let (answer, used) = self.call_bytes(request.encode_to_vec().into(), deadline).await?;
         let decoded = CallResponse::decode(answer);
         Ok((
@@ -140,7 +142,8 @@ impl Client {
 
     /// What the group can evaluate, as one of its servers says.
     pub async fn list_targets(&self, timeout: Duration) -> Result<ListTargetsResponse, Status> {
-        let (answer, _) = self.unary(LIST_TARGETS, Bytes::new(), clock::now() + timeout).await?;
+        let (answer, _) =
+            self.unary(LIST_TARGETS, Bytes::new(), clock::now() + timeout.min(TIMEOUT_MAX)).await?;
         ListTargetsResponse::decode(answer)
             .map_err(|error| Status::internal(format!("not a ListTargetsResponse: {error}")))
     }
@@ -168,6 +171,15 @@ impl Client {
         request: Bytes,
         deadline: Instant,
     ) -> Result<(Bytes, EndpointUsed), Status> {
+        // Else the connection would break halfway, and its endpoint be blamed for that.
+        if request.len() > MESSAGE_BYTES_MAX {
+            let mut status = Status::out_of_range(format!(
+                "the request of {} bytes is more than {MESSAGE_BYTES_MAX}: send fewer rows",
+                request.len()
+            ));
+            status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
+            return Err(status);
+        }
         let mut tried = Vec::new();
         let mut picked = self.first(deadline).await?;
         loop {

@@ -50,6 +50,23 @@ async fn calls_spread_over_all() {
 }
 
 #[tokio::test]
+async fn what_no_server_takes_is_refused_here_and_blames_nobody() {
+    let a = Server::start("a").await;
+    let (client, _set) = client_of(&[&a], Config::default()).await;
+    let request = CallRequest { target: "x".repeat((64 << 20) + 1), rows: Vec::new() };
+    // Longer than time lasts, too.
+    let status = client.call(&request, Duration::MAX).await.unwrap_err();
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("send fewer rows"), "{status:?}");
+    assert_eq!(client.wait_up(1, PATIENCE).await, 1);
+    let untouched = |view: &outstation_transform_client::EndpointView| {
+        matches!(view.phase, Phase::Up { .. }) && view.in_flight == 0
+    };
+    assert!(client.endpoints().iter().all(untouched), "{:?}", client.endpoints());
+    assert!(call(&client).await.is_ok());
+}
+
+#[tokio::test]
 async fn the_busy_one_is_passed_over() {
     let (a, b, c) = (Server::start("a").await, Server::start("b").await, Server::start("c").await);
     a.set(Mode::Hold);
