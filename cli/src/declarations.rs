@@ -3,7 +3,7 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +16,9 @@ use crate::message::{Failure, Hint as _};
 
 /// Importing pandas on a cold, slow disk takes some ten seconds; declarations compute nothing.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(60);
+/// `dev` and the context both name one.
+pub const INTERPRETER_HINT: &str = "name a Python interpreter that has the package `outstation`: \
+    `python` in the context, or --python of `outstation dev`";
 /// Ten thousand features at 400 bytes each.
 const MANIFEST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Two lines are expected; a traceback may come from a library.
@@ -23,17 +26,30 @@ const STDERR_BYTES_MAX: u64 = 64 * 1024;
 
 /// Evaluates the declarations in `dir` with `python`.
 pub async fn load(python: &Path, dir: &Path) -> anyhow::Result<Manifest> {
-    if !dir.is_dir() {
-        return Err(Failure::new(
-            format!("there is no folder {}", dir.display()),
-            "name the folder that holds the declarations",
-        )
-        .into());
+    load_within(python, dir, DECLARE_TIMEOUT).await
+}
+
+/// The same with another bound; for tests.
+pub async fn load_within(python: &Path, dir: &Path, timeout: Duration) -> anyhow::Result<Manifest> {
+    match std::fs::metadata(dir) {
+        Ok(found) if found.is_dir() => {}
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("look at {}", dir.display()));
+        }
+        found => {
+            let what = match found {
+                Ok(_) => format!("{} is not a folder", dir.display()),
+                Err(_) => format!("there is no folder {}", dir.display()),
+            };
+            return Err(Failure::new(what, "name the folder that holds the declarations").into());
+        }
     }
     let home = tempfile::tempdir().context("create an empty home for the declarations")?;
     let mut command = std::process::Command::new(python);
     command
-        .args(["-m", "outstation.declare"])
+        .args(["-m", "outstation.declare", "--parent"])
+        .arg(std::process::id().to_string())
+        .arg("--")
         .arg(dir)
         .env_clear()
         .envs(clean_env::for_declarations(home.path()))
@@ -45,7 +61,7 @@ pub async fn load(python: &Path, dir: &Path) -> anyhow::Result<Manifest> {
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("start {}", python.display()))
-        .hint("check `python` in the context: an interpreter with the package `outstation`")?;
+        .hint(INTERPRETER_HINT)?;
     let group = child.id();
 
     let stdout = child.stdout.take().expect("piped above");
@@ -58,21 +74,32 @@ pub async fn load(python: &Path, dir: &Path) -> anyhow::Result<Manifest> {
         let status = child.wait().await.context("wait for the declarations")?;
         anyhow::Ok((status, stdout, stderr))
     };
-    let outcome = tokio::time::timeout(DECLARE_TIMEOUT, run).await;
+    let outcome = tokio::time::timeout(timeout, run).await;
     // Whatever the declarations started goes with them.
     kill_group(group);
     let (status, stdout, stderr) = match outcome {
         Ok(finished) => finished?,
         Err(_) => {
             return Err(Failure::new(
-                format!("the declarations in {} ran for over 60 s", dir.display()),
+                format!(
+                    "the declarations in {} ran for over {} s",
+                    dir.display(),
+                    timeout.as_secs()
+                ),
                 "declarations only describe: move work and downloads into feature functions",
             )
             .into());
         }
     };
     if !status.success() {
-        return Err(declaration_failure(&String::from_utf8_lossy(&stderr)).into());
+        return Err(declaration_failure(&String::from_utf8_lossy(&stderr), status).into());
+    }
+    if stdout.is_empty() {
+        return Err(Failure::new(
+            format!("the declarations in {} ended Python before they were done", dir.display()),
+            "declarations must not exit: look for os._exit() in them and in what they import",
+        )
+        .into());
     }
     Manifest::from_json(&stdout)
 }
@@ -110,22 +137,22 @@ async fn read_bounded(
 }
 
 /// The child's own two lines when it wrote them; else its last line.
-fn declaration_failure(stderr: &str) -> Failure {
+fn declaration_failure(stderr: &str, status: ExitStatus) -> Failure {
     let line = |prefix: &str| stderr.lines().rev().find_map(|line| line.strip_prefix(prefix));
     let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
-    let what = line("error: ").or(last).unwrap_or("the declarations failed and said nothing");
+    let silent = format!("the declarations failed and said nothing ({status})");
+    let what = line("error: ").or(last).unwrap_or(&silent);
     let hint = line("hint: ").unwrap_or("correct the declarations and run this again");
     if what.contains("No module named 'outstation") || what.contains("No module named outstation") {
-        return Failure::new(
-            what.trim(),
-            "install `outstation` into the interpreter that the context names as `python`",
-        );
+        return Failure::new(what.trim(), INTERPRETER_HINT);
     }
     Failure::new(what.trim(), hint.trim())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
     #[test]
@@ -144,15 +171,16 @@ mod tests {
             (
                 "/usr/bin/python3: No module named outstation\n",
                 "/usr/bin/python3: No module named outstation",
-                "install `outstation` into the interpreter that the context names as `python`",
+                INTERPRETER_HINT,
             ),
             (
                 "",
-                "the declarations failed and said nothing",
+                "the declarations failed and said nothing (signal: 11 (SIGSEGV))",
                 "correct the declarations and run this again",
             ),
         ] {
-            assert_eq!(declaration_failure(stderr), Failure::new(what, hint), "{stderr:?}");
+            let status = ExitStatus::from_raw(11);
+            assert_eq!(declaration_failure(stderr, status), Failure::new(what, hint), "{stderr:?}");
         }
     }
 }

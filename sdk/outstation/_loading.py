@@ -158,11 +158,11 @@ def _explain(folder: str, file: str, error: BaseException) -> DeclarationError:
     """An exception of an import as an error with a place and a hint."""
     if isinstance(error, DeclarationError):
         return error
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError):  # of a file with null bytes without a place
         return DeclarationError(
             f"{type(error).__name__}: {error.msg}",
             hint="correct the syntax there",
-            where=Where(error.filename, error.lineno or 1),
+            where=Where(error.filename or file, error.lineno or 1),
         )
     where = innermost_below(folder, error.__traceback__) or Where(file, 1)
     hint = "correct what the declarations do when they are imported"

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional
 from ._declarations import Declaration, FeatureService, RealtimeFeatureView, TransformServerGroup
 from ._errors import DeclarationError
 from ._loading import Loaded, load, problems
+from ._parent import die_with_parent
 from ._version import VERSION
 
 MANIFEST_VERSION = 1
@@ -120,7 +121,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
     )
     parser.add_argument("dir", help="folder with features.py")
     parser.add_argument("--text", action="store_true", help="a listing for people instead of JSON")
+    parser.add_argument("--parent", type=int, help="process id of the parent, to end when it does")
     options = parser.parse_args(arguments)
+    if options.parent is not None:
+        die_with_parent(options.parent)
 
     # Only the manifest may reach the real stdout: from here on, descriptor 1 is stderr, for the
     # declarations, for what they start, and for what runs at exit.

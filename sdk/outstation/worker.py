@@ -7,7 +7,6 @@ READY, then answers one CALL after the other; the end of the stream is its end. 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import gc
 import os
@@ -24,6 +23,7 @@ from ._errors import DeclarationError
 from ._evaluate import Evaluator, describe, evaluate_rows, user_traceback
 from ._frames import CALL, DONE, FAILED, FRAME_BYTES_MAX, LOG, READY, FrameError, Frames
 from ._loading import Loaded, load, problems
+from ._parent import die_with_parent
 
 # gRPC status codes.
 INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, INTERNAL = 3, 5, 9, 13
@@ -191,16 +191,6 @@ def failure(code: int, message: str) -> bytes:
     return bytes((code,)) + message[:FAILED_CHARS_MAX].encode("utf-8", "replace")
 
 
-def _die_with_the_server() -> None:
-    """Linux: SIGKILL when the thread that started this process ends. Elsewhere the end of the
-    stream has to do."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        pass
-
-
 def _take_socket(descriptor: int) -> socket.socket:
     """The inherited socket, closed to the children of user code, and out of the way of its reads
     from standard input and of the descriptors that it may close by number."""
@@ -225,7 +215,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--bundle", required=True, help="folder of the unpacked bundle")
     options = parser.parse_args(arguments)
 
-    _die_with_the_server()
+    die_with_parent()  # elsewhere than on Linux the end of the stream has to do
     # Ctrl-C in a terminal reaches every process there; when to stop, the server says.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.dont_write_bytecode = True
