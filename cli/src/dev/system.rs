@@ -295,6 +295,7 @@ pub fn check_unlocked(layout: &Layout) -> anyhow::Result<()> {
 /// One dev system per state directory; whoever comes second learns who is there.
 fn lock_state(layout: &Layout) -> anyhow::Result<File> {
     let path = layout.state.join("dev.lock");
+    refuse_other_folders(&layout.state, &path)?;
     let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     let mut file = open.with_context(|| format!("open {}", path.display()))?;
     if file.try_lock().is_err() {
@@ -315,6 +316,20 @@ fn lock_state(layout: &Layout) -> anyhow::Result<File> {
     file.rewind()?;
     write!(file, "{}", std::process::id())?;
     Ok(file)
+}
+
+/// A start clears its folder: it must be one that an earlier start has made, or an empty one.
+fn refuse_other_folders(state: &Path, lock: &Path) -> anyhow::Result<()> {
+    let mut entries =
+        std::fs::read_dir(state).with_context(|| format!("list {}", state.display()))?;
+    if lock.exists() || entries.next().is_none() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        format!("{} holds files that are not of `outstation dev`", state.display()),
+        "it would clear that folder: name a new or empty one with --state",
+    )
+    .into())
 }
 
 fn check_binaries(bin_dir: &Path) -> anyhow::Result<()> {
