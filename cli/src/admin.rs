@@ -1,7 +1,6 @@
 //! The broker's admin API, with the context's trust and token.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,9 +18,9 @@ use outstation_api::admin::{
 use outstation_protocol::ids::GroupName;
 use outstation_protocol::order::Order;
 
-use crate::context::{Context, Endpoint};
+use crate::context::{Context, Endpoint, reach_hint, read_root, read_token};
 use crate::link::Link;
-use crate::message::{Failure, Hint as _};
+use crate::message::{Failure, Hint as _, chain};
 use crate::plan::Newest;
 use crate::view::{GroupView, OrderId};
 
@@ -53,21 +52,20 @@ pub struct Admin {
 impl Admin {
     pub async fn connect(context: &Context) -> anyhow::Result<Admin> {
         let Endpoint { url, ca, server_name, token_file } = &context.broker;
-        let read = |path: &std::path::Path| {
-            fs::read_to_string(path)
-                .with_context(|| format!("read {}", path.display()))
-                .hint("the context names it: is `outstation dev` (or the broker) running?")
-        };
+        let token = read_token(token_file, "broker", "the broker")?;
         let mut token: MetadataValue<Ascii> =
-            format!("Bearer {}", read(token_file)?.trim()).parse().context("read the token")?;
+            format!("Bearer {token}").parse().context("read the token")?;
         token.set_sensitive(true);
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(read(ca)?))
+            .ca_certificate(Certificate::from_pem(read_root(ca, "broker", "the broker")?))
             .domain_name(server_name);
         let channel = Channel::from_shared(url.clone())
             .context("the broker's URL in the context is not valid")?
             .tls_config(tls)
-            .context("set up TLS to the broker")?
+            .context("set up TLS to the broker")
+            .hint(
+                "`ca` of [broker] in the context is no PEM certificate, or `server_name` no name",
+            )?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_while_idle(true);
@@ -77,7 +75,10 @@ impl Admin {
             .map_err(|_| anyhow::anyhow!("it takes connections and does not answer"))
             .and_then(|connected| connected.map_err(Into::into))
             .with_context(|| format!("reach the broker at {url}"))
-            .hint("is it running? `outstation dev` starts one; else check the context")?;
+            .map_err(|error| {
+                let said = chain(&error);
+                Failure::new(&said, reach_hint("broker", &said))
+            })?;
         let client = AdminClient::with_interceptor(channel, Bearer(token))
             .max_decoding_message_size(ANSWER_BYTES_MAX);
         let data_plane =

@@ -258,29 +258,50 @@ pub fn progress_line(group: &GroupView) -> String {
     }
 }
 
-/// One line for each group: how its order ended, and what to do about it.
+/// One line for each group: how its order ended. [`not_converged`] says why and what to do.
 pub fn outcome_text(followed: &Followed) -> String {
     let mut text = String::new();
     for (group, fate) in &followed.fates {
         let order = followed.orders.get(group).map_or(String::new(), |order| format!(" {order}"));
         text.push_str(&match fate {
             Fate::Converged => format!("{group}:{order} converged\n"),
-            Fate::Refused(refused) => format!(
-                "{group}:{order} refused by {}: {}\nhint: {}\n",
-                refused.rule, refused.message, refused.hint
-            ),
+            Fate::Refused(_) => format!("{group}:{order} refused\n"),
             Fate::Superseded(generation) => {
                 format!("{group}:{order} superseded by generation {generation}\n")
             }
         });
     }
     for (group, order) in &followed.pending {
-        text.push_str(&format!(
-            "{group}: {order} has neither converged nor been refused in time\n\
-             hint: `outstation describe {group}` says where it stands\n"
-        ));
+        text.push_str(&format!("{group}: {order} is pending\n"));
     }
     text
+}
+
+/// Why not all is as ordered, if so.
+pub fn not_converged(followed: &Followed) -> Option<Failure> {
+    let (mut what, mut hints) = (Vec::new(), Vec::new());
+    for (group, fate) in &followed.fates {
+        let order = followed.orders.get(group).map_or(String::new(), |order| format!(" {order}"));
+        match fate {
+            Fate::Converged => continue,
+            Fate::Refused(refused) => {
+                what.push(format!("{group}:{order} refused by {}: {}", refused.rule, refused.message));
+                hints.push(refused.hint.clone());
+            }
+            Fate::Superseded(generation) => {
+                what.push(format!("{group}:{order} superseded by generation {generation}"));
+                hints.push("somebody else applied meanwhile: plan again, and look".to_owned());
+            }
+        }
+    }
+    for (group, order) in &followed.pending {
+        what.push(format!(
+            "{group}: {order} has neither converged nor been refused in time"
+        ));
+        hints.push(format!("`outstation describe {group}` says where it stands"));
+    }
+    hints.dedup();
+    (!what.is_empty()).then(|| Failure::new(what.join("; "), hints.join("; ")))
 }
 
 #[cfg(test)]

@@ -7,6 +7,11 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use outstation_protocol::ids::GroupName;
 
+/// A day: who waits for longer does not wait. Also far from where adding it to the time overflows.
+const SECS_MAX: u64 = 24 * 3600;
+/// Their rows are all in memory at once: a million take about a gigabyte.
+const CALLS_MAX: u64 = 1_000_000;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "outstation",
@@ -62,7 +67,8 @@ pub struct Follow {
     #[arg(long)]
     pub no_wait: bool,
     /// How many seconds to wait for the account
-    #[arg(long, default_value_t = 600, value_name = "SECS")]
+    #[arg(long, default_value_t = 600, value_name = "SECS",
+        value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub timeout: u64,
     /// Destroy groups without asking (never all of them)
     #[arg(long, short)]
@@ -166,7 +172,8 @@ pub struct Call {
     #[arg(long, value_name = "FILE")]
     pub rows: Option<PathBuf>,
     /// How many milliseconds the call may take
-    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    #[arg(long, default_value_t = 10_000, value_name = "MS",
+        value_parser = clap::value_parser!(u64).range(1..=1000 * SECS_MAX))]
     pub timeout_ms: u64,
     /// Print JSON
     #[arg(long)]
@@ -182,7 +189,8 @@ pub struct Dev {
     #[arg(long)]
     pub once: bool,
     /// How many calls to drive
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000,
+        value_parser = clap::value_parser!(u64).range(1..=CALLS_MAX))]
     pub calls: u64,
     /// Where everything of this system is kept; another one gives a second system beside it
     #[arg(long, default_value = ".outstation/dev", value_name = "DIR")]

@@ -21,7 +21,7 @@ use crate::declarations;
 use crate::manifest::Manifest;
 use crate::message::{Failure, Hint as _};
 use crate::show::table;
-use crate::values::{self, row_from_json};
+use crate::values::{self, ValueError, row_from_json};
 use crate::verbs::declarations_dir;
 
 /// More belongs in several calls.
@@ -47,8 +47,6 @@ pub async fn run(context: &Context, verb: &args::Call) -> anyhow::Result<ExitCod
         Ok(response) => response,
         Err(status) => return Err(crate::caller::call_failure(&group, &status)),
     };
-    let failed =
-        response.results.iter().any(|result| matches!(result.outcome, Some(Outcome::Error(_))));
     if verb.json {
         let results: Vec<Json> = response.results.iter().map(result_json).collect();
         let answer = json!({
@@ -62,7 +60,42 @@ pub async fn run(context: &Context, verb: &args::Call) -> anyhow::Result<ExitCod
     } else {
         crate::message::print(format_args!("{}", text(&response, &node, latency)));
     }
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    match rows_failed(&response) {
+        None => Ok(ExitCode::SUCCESS),
+        Some(failure) => Err(failure.into()),
+    }
+}
+
+/// How many rows have no features, and what to do about the first of them.
+fn rows_failed(response: &CallResponse) -> Option<Failure> {
+    let all = response.results.len();
+    let failed = response.results.iter().enumerate().filter_map(|(index, result)| {
+        if let Some(Outcome::Error(error)) = &result.outcome {
+            Some((index + 1, error))
+        } else {
+            None
+        }
+    });
+    let failed: Vec<(usize, &RowError)> = failed.collect();
+    let (row, first) = failed.first()?;
+    let hint = match first.kind() {
+        ErrorKind::Input => "correct the row: its fields are those of the RequestSource",
+        ErrorKind::Function => "correct the function where the traceback above ends, then apply",
+        ErrorKind::Output => {
+            "let the function return exactly its features, of their types; then apply"
+        }
+        ErrorKind::Unspecified => "are this command and the servers of the same release?",
+    };
+    Some(Failure::new(
+        format!(
+            "{} of {all} rows failed, the first row {row}: {} in {}: {}",
+            failed.len(),
+            kind_text(first),
+            first.function,
+            first.message
+        ),
+        hint,
+    ))
 }
 
 fn group_of(verb: &args::Call, manifest: Option<&Manifest>) -> anyhow::Result<GroupName> {
@@ -92,7 +125,7 @@ fn read_rows(verb: &args::Call) -> anyhow::Result<Vec<Json>> {
     };
     if rows.is_empty() || rows.len() > ROWS_MAX {
         let what = format!("{} rows in one call, not 1 to {ROWS_MAX}", rows.len());
-        return Err(Failure::new(what, "split them over several calls").into());
+        return Err(Failure::new(what, "give at least one; split many over several calls").into());
     }
     Ok(rows)
 }
@@ -132,9 +165,23 @@ fn encode(rows: &[Json], target: &str, manifest: Option<&Manifest>) -> anyhow::R
     rows.iter()
         .enumerate()
         .map(|(index, row)| {
-            row_from_json(row, schema.as_ref())
-                .with_context(|| format!("row {}", index + 1))
-                .hint("the declarations' RequestSource says which fields there are")
+            row_from_json(row, schema.as_ref()).map_err(|error| {
+                let hint = match &error {
+                    ValueError::NotAnObject { .. } => {
+                        "a row is written as '{\"distance\": 1400.0}'; several as a list of them"
+                            .to_owned()
+                    }
+                    ValueError::Missing { field, .. } => {
+                        format!("add it; if its value is not known: {field:?}: null")
+                    }
+                    ValueError::Mismatch { .. }
+                    | ValueError::Unknown { .. }
+                    | ValueError::Number { .. } => {
+                        "the declarations' RequestSource says which fields there are".to_owned()
+                    }
+                };
+                Failure::new(format!("row {}: {error}", index + 1), hint).into()
+            })
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::admin::code_text;
-use crate::context::Context;
+use crate::context::{Context, reach_hint, read_root, read_token};
 use crate::message::{Failure, Hint as _};
 
 /// Calls to one server group, spread over its nodes.
@@ -36,21 +36,18 @@ impl Caller {
         let callers = context.callers.as_ref().context("the context names no [callers]").hint(
             "calls go to the account's own agent: add its url, ca, server_name and token_file",
         )?;
-        let read = |path: &std::path::Path| {
-            std::fs::read_to_string(path)
-                .with_context(|| format!("read {}", path.display()))
-                .hint("the context names it: is the account agent running?")
-        };
-        let token = Token::new(&read(&callers.token_file)?)
-            .context("the callers' token has characters that a header cannot carry")?;
+        let whose = "the account agent";
+        let token = read_token(&callers.token_file, "callers", whose)?;
+        let token = Token::new(&token).context("a token that was checked above")?;
         let agent = Agent {
             url: callers.url.clone(),
-            ca_pem: read(&callers.ca)?,
+            ca_pem: read_root(&callers.ca, "callers", whose)?,
             server_name: callers.server_name.clone(),
             token,
         };
-        let source = EndpointSource::follow(&agent, group.as_str())
-            .hint("correct [callers] in the context")?;
+        let source = EndpointSource::follow(&agent, group.as_str()).hint(
+            "`ca` of [callers] in the context is no PEM certificate, or `server_name` no name",
+        )?;
         let client = Client::new(source.endpoints(), Config::default());
         Ok(Caller { group: group.clone(), client, source: Mutex::new(source) })
     }
@@ -65,9 +62,11 @@ impl Caller {
         let group = &self.group;
         self.source.lock().await.ready(timeout).await.map_err(|status| {
             let hint = match status.code() {
-                Code::NotFound => "`outstation get` lists the groups that there are",
-                Code::Unauthenticated => "the callers' token of the context is not this account's",
-                _ => "is the account agent running?",
+                Code::NotFound => "`outstation get` lists the groups that there are".to_owned(),
+                Code::Unauthenticated => {
+                    "token_file of [callers] in the context is not this account agent's".to_owned()
+                }
+                _ => reach_hint("callers", status.message()),
             };
             let code = code_text(status.code());
             Failure::new(format!("endpoints of {group}: {code}: {}", status.message()), hint)
@@ -106,6 +105,10 @@ pub fn call_failure(group: &GroupName, status: &Status) -> anyhow::Error {
     let hint = match status.code() {
         Code::NotFound => "`outstation plan` shows whether the declarations here are applied",
         Code::DeadlineExceeded => "give it more time with --timeout-ms, or look at the function",
+        Code::InvalidArgument | Code::OutOfRange => "correct the request as it says",
+        Code::Aborted => {
+            "call again; if it happens again, look at the function and its nodes' logs"
+        }
         Code::ResourceExhausted => "the group is busy: declare more nodes",
         Code::Unavailable => "`outstation describe` the group: are its nodes ready?",
         _ => "`outstation describe` the group, and look at its nodes' logs",

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use outstation_protocol::ids::{AccountId, Region, TenantId};
 use outstation_protocol::model::DataPlane;
 
-use crate::message::{Failure, Hint as _};
+use crate::message::{self, Failure};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,16 +44,102 @@ impl Context {
 
     pub fn read(path: &Path) -> anyhow::Result<Context> {
         let text = fs::read_to_string(path)
-            .with_context(|| format!("read the context {}", path.display()))
-            .hint("name an existing file with --context or OUTSTATION_CONTEXT")?;
-        toml::from_str(&text)
-            .with_context(|| format!("the context {} is not valid", path.display()))
-            .hint("compare it with the one that `outstation dev` writes")
+            .with_context(|| format!("read the context {}", path.display()))?;
+        let context: Context = toml::from_str(&text).map_err(|error| {
+            let what = message::of_toml(&text, &error);
+            Failure::new(
+                format!("the context {} is not valid: {what}", path.display()),
+                "compare it with the one that `outstation dev` writes",
+            )
+        })?;
+        let endpoints = [("broker", Some(&context.broker)), ("callers", context.callers.as_ref())];
+        for (section, endpoint) in endpoints {
+            if let Some(Endpoint { url, .. }) = endpoint
+                && !is_https_and_port(url)
+            {
+                return Err(Failure::new(
+                    format!("url {url:?} of [{section}] in the context {} is not https://HOST:PORT", path.display()),
+                    "correct it: without https neither the token nor the answers would be protected",
+                )
+                .into());
+            }
+        }
+        Ok(context)
     }
 
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = toml::to_string(self).context("write the context as TOML")?;
         write_atomically(path, text.as_bytes()).context("write the context")
+    }
+}
+
+/// A root or a token that the context names, which `whose` has written.
+fn read_named(path: &Path, whose: &str) -> anyhow::Result<String> {
+    fs::read_to_string(path).map_err(|error| {
+        let missing = error.kind() == std::io::ErrorKind::NotFound;
+        let error = anyhow::Error::new(error).context(format!("read {}", path.display()));
+        if !missing {
+            return error;
+        }
+        let hint =
+            format!("the context names it, and {whose} writes it: is `outstation dev` running?");
+        Failure::new(message::chain(&error), hint).into()
+    })
+}
+
+/// The root of an endpoint of the context.
+pub fn read_root(path: &Path, section: &str, whose: &str) -> anyhow::Result<String> {
+    let text = read_named(path, whose)?;
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        return Ok(text);
+    }
+    Err(Failure::new(
+        format!("{} holds no certificate", path.display()),
+        format!("`ca` of [{section}] in the context must be the root.pem of {whose}"),
+    )
+    .into())
+}
+
+/// The token of an endpoint of the context.
+pub fn read_token(path: &Path, section: &str, whose: &str) -> anyhow::Result<String> {
+    let token = read_named(path, whose)?.trim().to_owned();
+    if !token.is_empty() && token.chars().all(|c| c.is_ascii_graphic()) {
+        return Ok(token);
+    }
+    Err(Failure::new(
+        format!("{} holds no token", path.display()),
+        format!("`token_file` of [{section}] in the context must be that of {whose}"),
+    )
+    .into())
+}
+
+fn is_https_and_port(url: &str) -> bool {
+    url.parse::<tonic::transport::Uri>().is_ok_and(|uri| {
+        uri.scheme_str() == Some("https") && uri.port_u16().is_some() && uri.path() == "/"
+    })
+}
+
+/// What to do when an endpoint of the context was not reached, from what the connection said.
+pub fn reach_hint(section: &str, said: &str) -> String {
+    let said = said.to_lowercase();
+    let any = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    if any(&["notvalidyet", "not valid yet", "expired"]) {
+        "the certificates' dates and this machine's clock disagree: check the clock (`date`)".into()
+    } else if any(&["unknownissuer", "badsignature", "invalid signature"]) {
+        format!(
+            "`ca` of [{section}] in the context is not its root: it was set up anew, or the url is \
+             another's; take the context that its `outstation dev` wrote"
+        )
+    } else if any(&["notvalidforname", "not valid for name"]) {
+        format!("correct `server_name` of [{section}] in the context")
+    } else if any(&["invalidcontenttype", "corrupt message", "unexpected eof", "handshake eof"]) {
+        format!("something else listens there: correct `url` of [{section}] in the context")
+    } else if any(&["lookup", "dns"]) {
+        format!("there is no such machine: correct `url` of [{section}] in the context")
+    } else {
+        format!(
+            "is it running? `outstation dev` starts one; else correct [{section}] in the context"
+        )
     }
 }
 

@@ -8,10 +8,14 @@ fn main() -> ExitCode {
     let args = match outstation_cli::args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
+            if !error.use_stderr() {
+                // `--help` and `--version`.
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("{}", outstation_cli::message::of_arguments(&error.to_string()));
             // Not clap's 2, which says "something would change" after `plan`.
-            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-            let _ = error.print();
-            return code;
+            return ExitCode::FAILURE;
         }
     };
     match outstation_cli::run(args) {

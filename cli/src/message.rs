@@ -1,6 +1,7 @@
 //! What a person reads when something fails: one line of what, one line of what to do next.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 /// A failure with advice. Anything else that reaches `main` gets a general hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,13 +49,70 @@ pub fn chain(error: &anyhow::Error) -> String {
     text
 }
 
+/// `line 3 (colour = "red"): unknown field …`, rather than a drawing of several lines.
+pub fn of_toml(text: &str, error: &toml::de::Error) -> String {
+    let message = one_line(error.message());
+    let Some(span) = error.span() else { return message };
+    let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+    let line: String =
+        text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();
+    format!("line {number} ({line}): {message}")
+}
+
 /// The two lines that `main` prints, without a final newline.
 pub fn two_lines(error: &anyhow::Error) -> String {
     let hint = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<Failure>())
-        .map_or("run again with RUST_LOG=debug for more", |failure| &failure.hint);
+        .map_or_else(|| general_hint(error), |failure| failure.hint.as_str());
     format!("error: {}\nhint: {hint}", one_line(&chain(error)))
+}
+
+/// For what nobody foresaw at its place: what the machine refused says what to do.
+fn general_hint(error: &anyhow::Error) -> &'static str {
+    let kind = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .map(std::io::Error::kind);
+    match kind {
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge) => {
+            "make room on the disk that holds it; what was there before is as it was"
+        }
+        Some(ErrorKind::ReadOnlyFilesystem) => {
+            "it lies on a disk that is mounted read-only: mount it writable, or name another place"
+        }
+        Some(ErrorKind::PermissionDenied) => {
+            "run this as the user that owns it, or give this user the right (chown, chmod)"
+        }
+        Some(ErrorKind::NotADirectory) => {
+            "a file stands where there must be a folder: check the path"
+        }
+        Some(ErrorKind::NotFound) => "check the name: it does not exist",
+        Some(_) | None => "run again with RUST_LOG=debug for more",
+    }
+}
+
+/// clap's several paragraphs as two lines: what is wrong with the arguments, and how they go.
+pub fn of_arguments(clap: &str) -> String {
+    // The list of verbs names those that are not for people, too.
+    let told = |text: &str| -> String {
+        let lines = text.lines().filter(|line| !line.trim_start().starts_with("[subcommands: "));
+        one_line(&lines.collect::<Vec<_>>().join("\n")).replace(":; ", ": ")
+    };
+    let mut paragraphs = clap.split("\n\n").map(told);
+    let what = paragraphs.next().unwrap_or_default();
+    let mut hints: Vec<String> = paragraphs
+        .filter(|text| !text.is_empty())
+        .map(|text| match text.strip_prefix("For more information, try ") {
+            Some(_) => "--help says more".to_owned(),
+            None => text.trim_start_matches("tip: ").replacen("Usage: ", "usage: ", 1),
+        })
+        .collect();
+    if hints.is_empty() {
+        hints.push("--help says more".to_owned());
+    }
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    format!("error: {what}\nhint: {}", hints.join("; "))
 }
 
 fn one_line(text: &str) -> String {
@@ -75,6 +133,25 @@ pub fn print(text: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use anyhow::{Context as _, anyhow};
+
+    #[test]
+    fn what_clap_says_is_two_lines() {
+        for (clap, wanted) in [
+            (
+                "error: unrecognized subcommand 'aply'\n\n  tip: a similar subcommand exists: 'apply'\n\n\
+                 Usage: outstation <COMMAND>\n\nFor more information, try '--help'.\n",
+                "error: unrecognized subcommand 'aply'\n\
+                 hint: a similar subcommand exists: 'apply'; usage: outstation <COMMAND>; --help says more",
+            ),
+            (
+                "error: the following required arguments were not provided:\n  <TARGET>\n",
+                "error: the following required arguments were not provided: <TARGET>\n\
+                 hint: --help says more",
+            ),
+        ] {
+            assert_eq!(of_arguments(clap), wanted);
+        }
+    }
 
     #[test]
     fn a_failure_is_two_lines_whatever_its_chain() {

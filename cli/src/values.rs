@@ -19,6 +19,8 @@ pub enum ValueError {
     Mismatch { field: String, wanted: String, found: String },
     #[error("field {field:?} is not one of the target's: {known}")]
     Unknown { field: String, known: String },
+    #[error("field {field:?} ({wanted}) is missing")]
+    Missing { field: String, wanted: String },
     #[error("field {field:?} has the number {number}, which fits neither int64 nor float64")]
     Number { field: String, number: String },
 }
@@ -26,7 +28,8 @@ pub enum ValueError {
 /// Types by field name, as the manifest writes them: `"int64"`, `{"array": "string"}`, ….
 pub type Schema<'a> = BTreeMap<&'a str, &'a Json>;
 
-/// Fields that the schema has and the object lacks are sent as null; others are refused.
+/// The schema's fields and no others: what is not known must be said to be null, for a name that
+/// was mistyped would else be one silently.
 pub fn row_from_json(json: &Json, schema: Option<&Schema<'_>>) -> Result<Row, ValueError> {
     let Json::Object(object) = json else {
         return Err(ValueError::NotAnObject { found: shown(json) });
@@ -42,13 +45,17 @@ pub fn row_from_json(json: &Json, schema: Option<&Schema<'_>>) -> Result<Row, Va
         return Err(ValueError::Unknown { field: field.clone(), known });
     }
     let field = |(name, type_): (&&str, &&Json)| {
-        let value = typed(name, object.get(*name).unwrap_or(&Json::Null), type_)?;
-        Ok(Field { name: (*name).to_owned(), value: Some(value) })
+        let json = object.get(*name).ok_or_else(|| ValueError::Missing {
+            field: (*name).to_owned(),
+            wanted: type_name(type_),
+        })?;
+        Ok(Field { name: (*name).to_owned(), value: Some(typed(name, json, type_)?) })
     };
     Ok(Row { fields: schema.iter().map(field).collect::<Result<_, _>>()? })
 }
 
-/// Only the schema's fields: for data that has more columns than a target takes.
+/// Only the schema's fields, null where the object has none: for data whose columns are not made
+/// for this target.
 pub fn row_from_wider_json(json: &Json, schema: &Schema<'_>) -> Result<Row, ValueError> {
     let Json::Object(object) = json else {
         return Err(ValueError::NotAnObject { found: shown(json) });
@@ -246,9 +253,9 @@ mod tests {
             let wanted = json!({"x": value});
             assert_eq!(round_trip(wanted.clone(), Some(json!({"x": type_}))), Ok(wanted));
         }
-        // An integer is a fine float; a missing field is a null.
+        // An integer is a fine float.
         assert_eq!(
-            round_trip(json!({"x": 3}), Some(json!({"x": "float64", "y": "string"}))),
+            round_trip(json!({"x": 3, "y": null}), Some(json!({"x": "float64", "y": "string"}))),
             Ok(json!({"x": 3.0, "y": null}))
         );
     }
@@ -263,6 +270,11 @@ mod tests {
                 json!({"z": 1}),
                 Some(json!({"x": "int64", "y": "int64"})),
                 "field \"z\" is not one of the target's: x, y",
+            ),
+            (
+                json!({"x": 1}),
+                Some(json!({"x": "int64", "y": "float64"})),
+                "field \"y\" (float64) is missing",
             ),
             (
                 json!({"x": u64::MAX}),

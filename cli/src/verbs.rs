@@ -127,15 +127,17 @@ fn finish(outcome: Outcome, follow: &Follow) -> anyhow::Result<ExitCode> {
         crate::message::print(format_args!("{}\n", outcome_json(&outcome)));
     }
     std::io::stdout().flush()?;
-    Ok(match outcome {
-        Outcome::NothingToDo | Outcome::Put(_) => ExitCode::SUCCESS,
+    match outcome {
+        Outcome::NothingToDo | Outcome::Put(_) => Ok(ExitCode::SUCCESS),
         Outcome::Declined => {
             eprintln!("Nothing was changed.");
-            ExitCode::FAILURE
+            Ok(ExitCode::FAILURE)
         }
-        Outcome::Followed(followed) if followed.all_converged() => ExitCode::SUCCESS,
-        Outcome::Followed(_) => ExitCode::FAILURE,
-    })
+        Outcome::Followed(followed) => match apply::not_converged(&followed) {
+            None => Ok(ExitCode::SUCCESS),
+            Some(failure) => Err(failure.into()),
+        },
+    }
 }
 
 fn outcome_json(outcome: &Outcome) -> serde_json::Value {

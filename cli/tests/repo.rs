@@ -84,7 +84,7 @@ async fn errors_of_declarations_are_two_lines() {
     let missing = declarations::load(&python, Path::new("/nonexistent")).await;
     assert!(missing.expect_err("missing").to_string().contains("there is no folder"));
     let bad = declarations::load(Path::new("/nonexistent/python"), dir.path()).await;
-    assert!(two_lines(&bad.expect_err("missing")).contains("check `python` in the context"));
+    assert!(two_lines(&bad.expect_err("missing")).contains("`python` in the context"));
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use outstation_protocol::ids::Digest;
 
 use crate::clean_env;
 use crate::context::write_atomically;
+use crate::declarations::INTERPRETER_HINT;
 use crate::message::{Failure, Hint as _};
 
 /// A resolution that needs the network; an index that hangs must not hang a plan for good.
@@ -55,18 +56,28 @@ impl Lock {
     }
 }
 
+/// The package's own bound: its syntax is of this Python.
+const OLDEST_PYTHON: (u32, u32) = (3, 9);
+
 /// Asks the interpreter what it is and where its `outstation` lives.
 pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
-    const SCRIPT: &str = "import json, os, sys, outstation\n\
-        from importlib import metadata\n\
-        print(json.dumps({'python': '%d.%d' % sys.version_info[:2],\n\
-        'version': metadata.version('outstation'),\n\
-        'package': os.path.dirname(os.path.abspath(outstation.__file__))}))";
+    // Runs in every Python there is, so that an old one can say that it is.
+    const SCRIPT: &str = "import json, os, sys\n\
+        told = {'version': list(sys.version_info[:2])}\n\
+        try:\n\
+        \x20 import outstation\n\
+        \x20 from importlib import metadata\n\
+        \x20 told['outstation'] = metadata.version('outstation')\n\
+        \x20 told['package'] = os.path.dirname(os.path.abspath(outstation.__file__))\n\
+        except Exception:\n\
+        \x20 told['lacks'] = '%s: %s' % (sys.exc_info()[0].__name__, sys.exc_info()[1])\n\
+        print(json.dumps(told))";
     #[derive(Deserialize)]
     struct Probe {
-        python: String,
-        version: String,
-        package: PathBuf,
+        version: (u32, u32),
+        outstation: Option<String>,
+        package: Option<PathBuf>,
+        lacks: Option<String>,
     }
     let home = tempfile::tempdir().context("create an empty home")?;
     let output = Command::new(python)
@@ -76,28 +87,37 @@ pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let hint = "check `python` in the context: an interpreter with the package `outstation`";
+    let shown = python.display();
     let output = tokio::time::timeout(PROBE_TIMEOUT, output)
         .await
-        .context("the interpreter did not answer within 30 s")
-        .and_then(|output| output.with_context(|| format!("start {}", python.display())))
-        .hint(hint)?;
-    if !output.status.success() {
+        .with_context(|| format!("{shown} did not answer within 30 s"))
+        .and_then(|output| output.with_context(|| format!("start {shown}")))
+        .hint(INTERPRETER_HINT)?;
+    let Ok(probe) = serde_json::from_slice::<Probe>(&output.stdout) else {
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let last = stderr.lines().last().unwrap_or("it said nothing").to_owned();
-        return Err(Failure::new(format!("{}: {last}", python.display()), hint).into());
-    }
-    let probe: Probe = serde_json::from_slice(&output.stdout)
-        .context("the interpreter did not describe itself")
-        .hint(hint)?;
-    let installed = probe.package.components().any(|part| part.as_os_str() == "site-packages");
-    let outstation = if installed {
-        probe.version
-    } else {
-        let digest = package_digest(&probe.package)?;
-        format!("{}+source.{}", probe.version, &digest.hex()[..12])
+        let last = stderr.lines().last().unwrap_or("asked for its version, it said nothing");
+        let what = format!("{shown} is no Python interpreter: {last}");
+        return Err(Failure::new(what, INTERPRETER_HINT).into());
     };
-    Ok(Runtime { python: probe.python, outstation, package: probe.package })
+    let (major, minor) = probe.version;
+    if probe.version < OLDEST_PYTHON {
+        let (least, oldest) = OLDEST_PYTHON;
+        let what = format!("{shown} is Python {major}.{minor}, older than {least}.{oldest}");
+        return Err(Failure::new(what, INTERPRETER_HINT).into());
+    }
+    let (Some(version), Some(package)) = (probe.outstation, probe.package) else {
+        let lacks = probe.lacks.unwrap_or_default();
+        let what = format!("{shown} cannot import the package `outstation`: {lacks}");
+        let hint = format!("{shown} -m pip install outstation, or {INTERPRETER_HINT}");
+        return Err(Failure::new(what, hint).into());
+    };
+    let installed = package.components().any(|part| part.as_os_str() == "site-packages");
+    let outstation = if installed {
+        version
+    } else {
+        format!("{version}+source.{}", &package_digest(&package)?.hex()[..12])
+    };
+    Ok(Runtime { python: format!("{major}.{minor}"), outstation, package })
 }
 
 /// Names and contents of the package's files, caches aside.

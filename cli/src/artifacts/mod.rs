@@ -28,8 +28,12 @@ pub struct Repo {
 impl Repo {
     pub async fn load(python: &Path, dir: &Path) -> anyhow::Result<Repo> {
         let python = python.to_owned();
-        let (manifest, runtime) =
-            tokio::try_join!(declarations::load(&python, dir), lock::probe(&python))?;
+        let load = declarations::load(&python, dir);
+        let (manifest, runtime) = match tokio::join!(load, lock::probe(&python)) {
+            // Of an interpreter that cannot do, the declarations' own failure says less.
+            (Err(_), Err(interpreter)) if dir.is_dir() => return Err(interpreter),
+            (manifest, runtime) => (manifest?, runtime?),
+        };
         let mut locks = BTreeMap::new();
         let mut names: Vec<EnvironmentName> =
             manifest.environments.iter().map(|declared| declared.name.clone()).collect();

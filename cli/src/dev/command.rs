@@ -136,14 +136,12 @@ async fn use_it(
     };
     let mut out = std::io::stderr();
     match apply::apply_repo(system.context(), &run.repo, &options, &mut out).await? {
-        Outcome::Followed(followed) if !followed.all_converged() => {
-            return Err(Failure::new(
-                format!("not everything converged: {}", apply::outcome_text(&followed)),
-                format!("the logs are in {}", system.layout().logs().display()),
-            )
-            .into());
+        Outcome::Followed(followed) => {
+            if let Some(failure) = apply::not_converged(&followed) {
+                return Err(failure.into());
+            }
         }
-        Outcome::Followed(_) | Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) => {}
+        Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) => {}
     }
     for group in run.repo.manifest.groups.iter().filter(|group| group.kind == GroupKind::Transform)
     {
