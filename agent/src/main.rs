@@ -1,6 +1,6 @@
 //! `outstation-agent account` governs one data plane; `outstation-agent node` runs on an instance.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,7 +52,9 @@ fn main() -> ExitCode {
     match run(args.role) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let lines = format!("{error:#}");
+            let lines: Vec<&str> = lines.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+            eprintln!("error: {}", lines.join(" "));
             match error.downcast_ref::<Hinted>() {
                 Some(hinted) => eprintln!("hint: {}", hinted.hint),
                 None => eprintln!("hint: {}", hint(&error)),
@@ -100,21 +102,42 @@ fn cancel_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What to do about the commonest ends.
+/// What to do about the commonest ends. What the machine refused comes first: a full disk is no
+/// damaged file.
 fn hint(error: &anyhow::Error) -> &'static str {
     let text = format!("{error:#}").to_lowercase();
+    let refused = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>());
+    match refused.map(io::Error::kind) {
+        Some(io::ErrorKind::AddrInUse) => {
+            return "another process listens there: stop it, or change the address in the \
+                    configuration";
+        }
+        Some(io::ErrorKind::AddrNotAvailable) => {
+            return "the address is not one of this machine: correct `listen` in the configuration";
+        }
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            return "make room on the disk that holds it; what was written before is as it was";
+        }
+        Some(io::ErrorKind::ReadOnlyFilesystem) => {
+            return "mount the disk that holds it writable, or name another place in the \
+                    configuration";
+        }
+        Some(io::ErrorKind::PermissionDenied) => {
+            return "run the agent as the user that owns its folders";
+        }
+        Some(_) | None => {}
+    }
     if text.contains("another account agent runs") {
         "one is enough: stop it first, or give this one a state folder of its own"
-    } else if text.contains("address already in use") {
-        "another process listens there: stop it, or change the address in the configuration"
     } else if text.contains("configuration") {
-        "compare the file with the example in docs/ARCHITECTURE.md"
+        "compare the file with the one that `outstation dev` writes: config/account-agent.toml \
+         below its state folder"
     } else if text.contains("belong to account") {
         "use credentials of the configured account, or correct account in the configuration"
-    } else if text.contains("ledger") || text.contains("damaged") {
+    } else if text.contains("holds no token") {
+        "remove the file: the next start makes a good one"
+    } else if text.contains("ledger") || text.contains("the account's ca") {
         "nothing was changed; restore the named file of the account store from a version before"
-    } else if text.contains("permission denied") {
-        "run the agent as the user that owns its folders"
     } else {
         "RUST_LOG=debug shows more"
     }

@@ -69,7 +69,7 @@ pub mod model;
 pub mod serve;
 pub mod wire;
 
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 
 /// An error with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +89,27 @@ impl Hinted {
 pub fn print_error(error: &anyhow::Error) {
     let hint = error
         .downcast_ref::<Hinted>()
-        .map_or("see `aws-sim serve --help` and the crate's documentation", |hinted| &hinted.hint);
-    eprintln!("error: {error:#}");
+        .map_or_else(|| general_hint(error), |hinted| hinted.hint.as_str());
+    let lines = format!("{error:#}");
+    let lines: Vec<&str> = lines.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    eprintln!("error: {}", lines.join(" "));
     eprintln!("hint: {hint}");
+}
+
+fn general_hint(error: &anyhow::Error) -> &'static str {
+    let refused = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+    match refused.map(std::io::Error::kind) {
+        Some(ErrorKind::NotFound) => "check the path: nothing is there",
+        Some(ErrorKind::PermissionDenied) => {
+            "run it as the user that owns the path; instances need root (PID namespaces)"
+        }
+        Some(ErrorKind::StorageFull) => "make room on the disk of `dir`",
+        Some(ErrorKind::ReadOnlyFilesystem) => "set `dir` to a place that can be written",
+        Some(_) | None => {
+            "compare the configuration with the one that `outstation dev` writes: \
+             config/aws-sim.toml below its state folder"
+        }
+    }
 }
 
 /// Logs to stderr; `RUST_LOG` says how much, colour only on a terminal.

@@ -11,6 +11,7 @@ use outstation_protocol::session::{AgentOutput, AgentSession, Report};
 use outstation_protocol::v1::{self, SetEntry, ToAgent};
 use tokio_util::sync::CancellationToken;
 
+use super::advice::with_advice;
 use super::certificate::{Identity, enroll};
 use super::desk::{Desk, is_asked_again};
 use super::dial::dial;
@@ -58,7 +59,7 @@ impl Control {
             let lasted = self.shared.clock.now() - started;
             let (reason, retry_after) = match ended {
                 Ok(ended) => (ended.reason, ended.retry_after),
-                Err(error) => (format!("{error:#}"), None),
+                Err(error) => (with_advice(&error), None),
             };
             let pause = redial.pause(lasted, retry_after, rand::random());
             let (attempts, next) = (redial.attempts(), pause.as_secs());

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::Resumption;
 use rustls_pki_types::CertificateDer;
@@ -32,6 +32,7 @@ pub async fn dial(
     {
         roots.add(root?)?;
     }
+    ensure!(!roots.is_empty(), "{} holds no certificate", broker.root.display());
     let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots);

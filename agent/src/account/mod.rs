@@ -2,6 +2,7 @@
 //! talk to. Tasks side by side: the control link, the reconciler, the node link, the callers.
 
 pub mod adopt;
+mod advice;
 pub mod aws;
 pub mod callers;
 pub mod certificate;

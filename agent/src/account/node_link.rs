@@ -124,7 +124,10 @@ impl NodeLink {
         let connection = tokio::time::timeout(HANDSHAKE_MAX, incoming.accept()?)
             .await
             .context("the handshake took too long")??;
-        match tls::peer(&connection)? {
+        let peer = tls::peer(&connection).inspect_err(|error| {
+            connection.close(1u8.into(), error.to_string().as_bytes());
+        })?;
+        match peer {
             Peer::Enrolling { from } => {
                 let view = |instance, address| self.own_view(instance, address);
                 match self.enroller.answer(&connection, view).await {
