@@ -9,6 +9,9 @@ pub mod links;
 pub mod parts;
 pub mod usage;
 
+pub mod bad;
+pub mod clock_shift;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -121,10 +124,15 @@ impl World {
 
     /// Runs the real `outstation`, with no terminal.
     pub fn outstation(&self, arguments: &[&str]) -> Result<Run> {
+        self.outstation_in(self.declarations(), arguments)
+    }
+
+    /// The same in another folder.
+    pub fn outstation_in(&self, folder: &Path, arguments: &[&str]) -> Result<Run> {
         let output = Command::new(binaries().join("outstation"))
             .args(arguments)
             .env("OUTSTATION_CONTEXT", self.system.context_path())
-            .current_dir(self.declarations())
+            .current_dir(folder)
             .stdin(std::process::Stdio::null())
             .output()
             .context("run outstation")?;
