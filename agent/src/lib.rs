@@ -6,6 +6,5 @@ pub mod clock;
 pub mod frames;
 pub mod hint;
 pub mod node;
-mod places;
 mod tags;
 pub mod trust;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outstation_agent::account::adopt::{self, AdoptArgs};
 use outstation_agent::account::{self, config::Config, show};
 use outstation_agent::hint::Hinted;
@@ -71,7 +72,9 @@ fn run(role: Role) -> Result<ExitCode> {
         cancel_on_signal(shutdown.clone()).context("listen for signals")?;
         match role {
             Role::Account { config } => {
-                account::run(Config::load(&config)?, shutdown).await?;
+                let config = Config::load(&config)?;
+                raise_descriptor_limit();
+                account::run(config, shutdown).await?;
                 Ok(ExitCode::SUCCESS)
             }
             Role::Status { config, json } => show::run(&Config::load(&config)?, json),
@@ -87,6 +90,17 @@ fn run(role: Role) -> Result<ExitCode> {
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     ended
+}
+
+/// Usual is 1,024, which is less than callers may be connected; the hard limit is the machine's.
+fn raise_descriptor_limit() {
+    const WANTED: u64 = 16 * 1024;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, soft.max(WANTED.min(hard)), hard)
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open descriptors stays as it is");
+    }
 }
 
 fn cancel_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
@@ -125,13 +139,25 @@ fn hint(error: &anyhow::Error) -> &'static str {
         Some(io::ErrorKind::PermissionDenied) => {
             return "run the agent as the user that owns its folders";
         }
+        Some(
+            io::ErrorKind::IsADirectory
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::AlreadyExists,
+        ) => {
+            return "a file stands where there must be a folder, or a folder where there must be a \
+                    file: move it away, or change the configuration";
+        }
         Some(_) | None => {}
     }
     if text.contains("another account agent runs") {
         "one is enough: stop it first, or give this one a state folder of its own"
+    } else if text.contains("read the configuration") {
+        "name an existing file with --config: a text in TOML"
     } else if text.contains("configuration") {
         "compare the file with the one that `outstation dev` writes: config/account-agent.toml \
          below its state folder"
+    } else if text.contains("sts endpoint") {
+        "correct aws.endpoint in the configuration, or leave it out for the region's own"
     } else if text.contains("belong to account") {
         "use credentials of the configured account, or correct account in the configuration"
     } else if text.contains("holds no token") {

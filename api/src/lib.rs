@@ -2,6 +2,7 @@
 //! endpoints for callers, and the transform servers' data path.
 
 pub mod codec;
+pub mod incoming;
 
 pub mod admin {
     tonic::include_proto!("outstation.admin.v1");

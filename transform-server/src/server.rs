@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use outstation_api::incoming::{Heard, SILENCE_MAX};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -301,7 +302,8 @@ where
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), front));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Heard::new(stream, SILENCE_MAX)), front));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = close.cancelled() => {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use futures::{Stream, StreamExt as _};
 use outstation_api::callers::endpoints_server::{Endpoints, EndpointsServer};
 use outstation_api::callers::{Endpoint, EndpointSet, WatchRequest};
+use outstation_api::incoming::Incoming;
 use outstation_protocol::GroupName;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -19,7 +20,6 @@ use tonic::{Request, Response, Status};
 
 use super::shared::Shared;
 use crate::clock;
-use crate::places;
 use crate::trust::{DataPlaneCa, files};
 
 /// tonic reads its certificate once, so it is given a long life; the listener starts anew with
@@ -30,7 +30,8 @@ const CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 86_400);
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// A caller watches its groups over one connection; who opens more than this is broken.
 const STREAMS_PER_CONNECTION_MAX: u32 = 64;
-/// A fleet of callers with one connection each; one costs some 50 KiB. Who comes beyond waits.
+/// A fleet of callers with one connection each; one costs some 50 KiB. Who comes beyond is
+/// turned away. `main` raises the limit of descriptors above it.
 const CONNECTIONS_MAX: usize = 4096;
 /// A half-open connection gives its place back after this.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -84,7 +85,7 @@ impl Callers {
             .add_service(health_service)
             .add_service(reflection)
             .serve_with_incoming_shutdown(
-                places::incoming(listener, CONNECTIONS_MAX),
+                Incoming::new(listener, CONNECTIONS_MAX),
                 shutdown.cancelled_owned(),
             )
             .await

@@ -11,10 +11,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use outstation_api::admin::admin_server::AdminServer;
+use outstation_api::incoming::Incoming;
 use outstation_protocol::envelope::ENVELOPE_BYTES_MAX;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 pub use auth::{BearerAuth, TokenFileError};
@@ -27,6 +27,8 @@ const SERVICE_NAME: &str = "outstation.admin.v1.Admin";
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Until the first answer; the store answers in milliseconds. Streams go on.
 const CALL_MAX: Duration = Duration::from_secs(30);
+/// Twice what 64 watches and as many commands need; far below a process's descriptors.
+const CONNECTIONS_MAX: usize = 256;
 /// A CLI has a few calls and a watch.
 const STREAMS_PER_CONNECTION_MAX: u32 = 32;
 /// The largest request is an envelope, in base64 (4/3) with its JSON around it.
@@ -97,7 +99,7 @@ impl Admin {
             .add_service(reflection)
             .add_service(admin)
             .serve_with_incoming_shutdown(
-                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                Incoming::new(self.listener, CONNECTIONS_MAX),
                 stopping.cancelled_owned(),
             )
             .await?;
