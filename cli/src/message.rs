@@ -53,6 +53,9 @@ pub fn chain(error: &anyhow::Error) -> String {
 pub fn of_toml(text: &str, error: &toml::de::Error) -> String {
     let message = one_line(error.message());
     let Some(span) = error.span() else { return message };
+    if message.starts_with("missing field") && span.start == 0 {
+        return message;
+    }
     let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
     let line: String =
         text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();
@@ -84,7 +87,7 @@ fn general_hint(error: &anyhow::Error) -> &'static str {
         Some(ErrorKind::PermissionDenied) => {
             "run this as the user that owns it, or give this user the right (chown, chmod)"
         }
-        Some(ErrorKind::NotADirectory) => {
+        Some(ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
             "a file stands where there must be a folder: check the path"
         }
         Some(ErrorKind::NotFound) => "check the name: it does not exist",

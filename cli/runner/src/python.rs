@@ -86,7 +86,9 @@ fn find_python() -> anyhow::Result<(PathBuf, String)> {
     let (Some(program), Some(version), true) =
         (lines.next(), lines.next(), output.status.success())
     else {
-        return Err(anyhow::anyhow!("python3 does not start").context(install));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last = stderr.lines().last().unwrap_or("it says nothing");
+        return Err(anyhow::anyhow!("python3 does not start: {last}").context(install));
     };
     if parse_version(version).is_none_or(|version| version < OLDEST) {
         return Err(anyhow::anyhow!("python3 is {version}, older than 3.9").context(install));

@@ -280,8 +280,12 @@ fn find_python(explicit: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 /// Not resolved: a virtual environment's interpreter is a link whose place is what matters.
 fn absolute(here: &Path, path: &Path) -> anyhow::Result<PathBuf> {
     let path = here.join(path);
-    if path.is_file() {
-        return Ok(path);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() => return Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            return Err(error).with_context(|| format!("look at {}", path.display()));
+        }
+        Ok(_) | Err(_) => {}
     }
     let what = format!("there is no interpreter {}", path.display());
     Err(Failure::new(what, "name one that has `outstation` and uv installed").into())

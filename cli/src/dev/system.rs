@@ -312,9 +312,11 @@ fn lock_state(layout: &Layout) -> anyhow::Result<File> {
         )
         .into());
     }
-    file.set_len(0)?;
-    file.rewind()?;
-    write!(file, "{}", std::process::id())?;
+    let written = file
+        .set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| write!(file, "{}", std::process::id()));
+    written.with_context(|| format!("write {}", path.display()))?;
     Ok(file)
 }
 
