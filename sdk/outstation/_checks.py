@@ -32,6 +32,9 @@ DESCRIPTION_CHARS_MAX = 1024
 _OPTION_KEY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _OPTION_VALUE = re.compile(r"[^,=\x00-\x1f]*")
 OPTIONS_CHARS_MAX = 256
+# What a transform server takes: transform-server/src/options.rs.
+_OPTIONS = {"workers": re.compile(r"[0-9]{1,3}", re.ASCII)}
+WORKERS_MAX = 512
 
 
 def strict(what: str) -> Callable[[F], F]:
@@ -195,6 +198,16 @@ def options(what: str, value: Any) -> Dict[str, str]:
                 f"{what}: the value of option {key!r} must be a string without ',' and '=', "
                 f"not {shown(item)}",
                 hint=f'write options={{"{key}": "…"}}',
+            )
+        # An option that no server reads would be ignored without a word.
+        if key not in _OPTIONS:
+            raise DeclarationError(
+                f"{what}: there is no option {key!r}", hint=f"options are {', '.join(_OPTIONS)}"
+            )
+        if not _OPTIONS[key].fullmatch(item) or not 1 <= int(item) <= WORKERS_MAX:
+            raise DeclarationError(
+                f"{what}: option {key!r} must be a whole number, not {shown(item)}",
+                hint=f'give from "1" to "{WORKERS_MAX}" Python processes on each node',
             )
     if len(",".join(f"{key}={item}" for key, item in given.items())) > OPTIONS_CHARS_MAX:
         raise DeclarationError(

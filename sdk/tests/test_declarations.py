@@ -94,6 +94,10 @@ REFUSED = [
     (lambda: group(options={"workers": 2}), "option 'workers' must be a string", ""),
     (lambda: group(options={"workers": "1,2"}), "without ',' and '='", ""),
     (lambda: group(options={"Workers": "2"}), "option 'Workers' is not valid", ""),
+    (lambda: group(options={"colour": "red"}), "there is no option 'colour'", "options are workers"),
+    (lambda: group(options={"workers": "many"}), "must be a whole number, not str 'many'", '"1" to "512"'),
+    (lambda: group(options={"workers": "0"}), "must be a whole number, not str '0'", '"1" to "512"'),
+    (lambda: group(options={"workers": "513"}), "must be a whole number, not str '513'", '"1" to "512"'),
     (lambda: Environment(name="e", requirements=["holidays"]), "requirements must be a path", ""),  # type: ignore
     # types
     (lambda: Field("f", float), "dtype must be a type of outstation.types", "write Float64"),  # type: ignore
