@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde::Deserialize;
 
 use crate::imds;
@@ -97,8 +97,8 @@ impl Config {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        let mut config: Config =
-            toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        let mut config: Config = toml::from_str(&text)
+            .map_err(|error| anyhow!("{}: {}", path.display(), in_one_line(&text, &error)))?;
         config.dir = std::path::absolute(&config.dir).context("make `dir` absolute")?;
         for template in &mut config.launch_templates {
             template.user_data =
@@ -189,4 +189,17 @@ impl Config {
             seed: self.seed.unwrap_or(random_seed),
         }
     }
+}
+
+/// `line 2 (colour = 1): unknown field …`, rather than a drawing of several lines.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    let Some(span) = error.span() else { return message };
+    if message.starts_with("missing field") && span.start == 0 {
+        return message;
+    }
+    let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+    let line: String =
+        text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();
+    format!("line {number} ({line}): {message}")
 }

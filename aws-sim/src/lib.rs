@@ -103,6 +103,9 @@ fn general_hint(error: &anyhow::Error) -> &'static str {
         Some(ErrorKind::PermissionDenied) => {
             "run it as the user that owns the path; instances need root (PID namespaces)"
         }
+        Some(ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
+            "a file stands where there must be a folder: move it away, or change `dir`"
+        }
         Some(ErrorKind::StorageFull) => "make room on the disk of `dir`",
         Some(ErrorKind::ReadOnlyFilesystem) => "set `dir` to a place that can be written",
         Some(_) | None => {

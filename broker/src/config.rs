@@ -39,8 +39,8 @@ pub struct AdminConfig {
 pub enum ConfigError {
     #[error("cannot read the configuration {path}")]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("the configuration {path} is not valid")]
-    Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("the configuration {path} is not valid: {what}")]
+    Parse { path: PathBuf, what: String },
     #[error("the admin API would listen on {listen}, which others can reach")]
     AdminNotLoopback { listen: SocketAddr },
     #[error("data plane {data_plane} is named twice")]
@@ -52,7 +52,13 @@ pub enum ConfigError {
 impl ConfigError {
     pub fn hint(&self) -> String {
         match self {
-            ConfigError::Read { .. } => "name an existing file with --config".into(),
+            ConfigError::Read { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => "name an existing file with --config".into(),
+                std::io::ErrorKind::PermissionDenied => {
+                    "let the broker's user read it (chown, chmod)".into()
+                }
+                _ => "--config names a text file in TOML".into(),
+            },
             ConfigError::Parse { .. } => {
                 "correct the line named above; unknown keys are errors".into()
             }
@@ -71,9 +77,9 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        let config: Config = toml::from_str(&text).map_err(|error| ConfigError::Parse {
             path: path.to_owned(),
-            source: Box::new(source),
+            what: in_one_line(&text, &error),
         })?;
         config.check()?;
         Ok(config)
@@ -101,6 +107,19 @@ impl Config {
     }
 }
 
+/// `line 5 (listen = "nonsense"): invalid socket address`, rather than a drawing of several lines.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    let Some(span) = error.span() else { return message };
+    if message.starts_with("missing field") && span.start == 0 {
+        return message;
+    }
+    let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+    let line: String =
+        text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();
+    format!("line {number} ({line}): {message}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,10 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("broker.toml");
         std::fs::write(&path, text).expect("write the configuration");
-        Config::load(&path).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            format!("{error}: {}", cause.unwrap_or_default())
-        })
+        Config::load(&path).map_err(|error| error.to_string())
     }
 
     #[test]

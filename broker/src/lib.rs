@@ -79,7 +79,12 @@ impl BrokerError {
         };
         match self {
             BrokerError::Config(error) => error.hint(),
-            BrokerError::State { .. } => "check `state` and the owner of its directory".into(),
+            BrokerError::State { source, .. } => match source.kind() {
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    "the disk is mounted read-only: mount it writable, or change `state`".into()
+                }
+                _ => "check `state` and the owner of its directory".into(),
+            },
             BrokerError::Store(error) => error.hint(),
             BrokerError::Ca(error) => error.hint(),
             BrokerError::Link(link::BindError::Listen { source, .. }) => port(source).into(),

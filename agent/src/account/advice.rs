@@ -24,6 +24,10 @@ fn without_broker(reason: &str) -> Option<&'static str> {
         Some("broker.root in the configuration must be the root.pem of this broker")
     } else if any(&["not valid for name", "NotValidForName"]) {
         Some("correct broker.server_name in the configuration")
+    } else if reason.contains("read the certificate ") {
+        Some("remove it: the agent enrolls again with its own key and join token")
+    } else if any(&["read the key ", "the agent's own key"]) {
+        Some("restore the key, or remove it and the certificate and enroll with a new join token")
     } else if reason.contains("resolve ") {
         Some("broker.address in the configuration is host:port, and the name must resolve")
     } else if reason.contains("does not answer (UDP)") {

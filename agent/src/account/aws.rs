@@ -9,7 +9,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region as AwsRegion, SdkConfig};
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::config::retry::{RetryConfig, RetryPartition};
-use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
 };
@@ -62,7 +62,7 @@ impl CallError {
         let message = match (&code, error.message()) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
             (Some(code), None) => code.clone(),
-            (None, _) => DisplayErrorContext(&error).to_string(),
+            (None, _) => causes(&error),
         };
         CallError { call, code, message: message.chars().take(400).collect() }
     }
@@ -97,6 +97,20 @@ impl CallError {
             hint: hint.to_owned(),
         }
     }
+}
+
+/// The SDK's own text says only that something failed; its last causes say what.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl Aws {

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use outstation_protocol::{AccountId, DataPlane, Region, TenantId};
 use serde::Deserialize;
+
+use super::guardrails::in_one_line;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,8 +79,9 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("read the configuration {}", path.display()))?;
-        toml::from_str(&text)
-            .with_context(|| format!("understand the configuration {}", path.display()))
+        toml::from_str(&text).map_err(|error| {
+            anyhow!("the configuration {}: {}", path.display(), in_one_line(&text, &error))
+        })
     }
 
     pub fn data_plane(&self) -> DataPlane {

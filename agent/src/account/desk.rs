@@ -166,8 +166,12 @@ fn refusals_file(state: &Path) -> PathBuf {
 }
 
 fn refusals_kept(state: &Path) -> Reports {
-    std::fs::read(refusals_file(state))
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or_default()
+    let path = refusals_file(state);
+    // Absent before the first refusal.
+    let Ok(json) = std::fs::read(&path) else { return Reports::default() };
+    serde_json::from_slice(&json).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "what was refused before cannot be read: it may \
+            be judged again; restore the file, or apply anew what must not come");
+        Reports::default()
+    })
 }

@@ -116,9 +116,12 @@ impl Guardrails {
 }
 
 /// `line 5 (destroy = "deny"): unknown variant …`: the reason goes into tables and messages.
-fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+pub(super) fn in_one_line(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', " ");
     let Some(span) = error.span() else { return message };
+    if message.starts_with("missing field") && span.start == 0 {
+        return message;
+    }
     let number = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
     let line: String =
         text.lines().nth(number - 1).unwrap_or_default().trim().chars().take(80).collect();

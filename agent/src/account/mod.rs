@@ -49,7 +49,7 @@ use self::reconcile::Reconciler;
 use self::shared::Shared;
 use self::vitals::Running;
 use crate::clock::{self, Clock};
-use crate::trust::DataPlaneCa;
+use crate::trust::{DataPlaneCa, files};
 
 /// What a stop may take; whatever is under way then is repeatable.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -60,6 +60,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         .with_context(|| format!("create the state folder {}", config.state.display()))?;
     let _running = Running::claim(&config.state).await?;
     let ledger = Ledger::open(&config.store).context("open the ledger")?;
+    // Told now, not when the first order comes; what was accepted before is kept up in any case.
+    if let Err(error) = files::check_writable(&config.store.join("state/orders")) {
+        tracing::error!(store = %config.store.display(), %error, "the account store cannot be \
+            written: orders are refused until it can (is its disk full or mounted read-only?)");
+    }
     let ca = DataPlaneCa::open_or_create(&config.store, &config.tenant, clock::unix_secs())
         .context("open the account's CA")?;
     let ca = Arc::new(ca);

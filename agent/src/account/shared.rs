@@ -69,9 +69,15 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub fn new(config: Config, ledger: Ledger, clock: Clock) -> Shared {
         let identity = Identity { tenant: config.tenant.clone(), data_plane: config.data_plane() };
-        let restored = std::fs::read(nodes_file(&config))
-            .ok()
-            .and_then(|json| Registry::restore(&json, clock.unix_secs()).ok());
+        let path = nodes_file(&config);
+        let restored = std::fs::read(&path).ok().and_then(|json| {
+            let restored = Registry::restore(&json, clock.unix_secs());
+            let told = restored.inspect_err(|error| {
+                tracing::warn!(path = %path.display(), %error, "what was known of the nodes cannot be \
+                    read: callers are told nothing until the nodes have dialled again");
+            });
+            told.ok()
+        });
         let silent_until = restored.is_none().then(|| clock.now() + SILENCE_AFTER_LOSS);
         let of_before = ledger.accepted().keys().cloned().collect();
         let registry = restored.unwrap_or_default();

@@ -50,6 +50,11 @@ pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Whether a file could be put into this folder now.
+pub fn check_writable(folder: &Path) -> io::Result<()> {
+    fs::remove_file(write_beside(&folder.join("writable"), b"?", 0o600)?)
+}
+
 fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.{:016x}", rand::random::<u64>()));

@@ -133,7 +133,8 @@ impl StoreError {
                 "stop the other broker that uses the same `state` directory".into()
             }
             StoreError::Open { .. } | StoreError::Sqlite { .. } => {
-                "check the disk's free space and the directory's owner".into()
+                "check the disk's free space, the directory's owner, and that no folder has its name"
+                    .into()
             }
             StoreError::Content { .. } => "report this, with the release that wrote it".into(),
             StoreError::Thread { .. } => {
