@@ -285,7 +285,10 @@ pub fn not_converged(followed: &Followed) -> Option<Failure> {
         match fate {
             Fate::Converged => continue,
             Fate::Refused(refused) => {
-                what.push(format!("{group}:{order} refused by {}: {}", refused.rule, refused.message));
+                what.push(format!(
+                    "{group}:{order} refused by {}: {}",
+                    refused.rule, refused.message
+                ));
                 hints.push(refused.hint.clone());
             }
             Fate::Superseded(generation) => {
@@ -295,9 +298,7 @@ pub fn not_converged(followed: &Followed) -> Option<Failure> {
         }
     }
     for (group, order) in &followed.pending {
-        what.push(format!(
-            "{group}: {order} has neither converged nor been refused in time"
-        ));
+        what.push(format!("{group}: {order} has neither converged nor been refused in time"));
         hints.push(format!("`outstation describe {group}` says where it stands"));
     }
     hints.dedup();

@@ -1,10 +1,12 @@
 //! Bad inputs as a table: what is done, how it must end, and the words that a person must read then.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::Run;
 
@@ -139,6 +141,82 @@ pub fn run_to_end(command: &mut Command) -> Result<Said> {
     Ok(Said { ends: code, text: read_from_start(errors)? })
 }
 
+/// A process that must go on: waits until it has told of something, then ends it. The line counts as
+/// its `error:` line.
+pub fn run_until_told(command: &mut Command, words: &str) -> Result<Said> {
+    let log = tempfile::NamedTempFile::new()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.reopen()?)
+        .spawn()
+        .context("start it")?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let said = loop {
+        let ended = child.try_wait()?;
+        let text = String::from_utf8_lossy(&std::fs::read(log.path())?).into_owned();
+        if let Some(status) = ended {
+            break Said { ends: status.to_string(), text };
+        }
+        if let Some(line) = text.lines().find(|line| line.contains(words)) {
+            break Said { ends: "goes on".to_owned(), text: format!("error: {line}") };
+        }
+        if Instant::now() > deadline {
+            break Said { ends: "goes on and says nothing of it".to_owned(), text };
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    end(&mut child)?;
+    Ok(said)
+}
+
+/// As a service manager ends it: SIGTERM, then SIGKILL.
+fn end(child: &mut Child) -> Result<()> {
+    // ESRCH: it has ended already.
+    let _ = kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGTERM);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while child.try_wait()?.is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // An error says that it has ended already.
+    let _ = child.kill();
+    child.wait()?;
+    Ok(())
+}
+
+/// The same command with mounts of its own, which end with it, however it ends.
+pub fn with_mounts(script: &str, command: &Command) -> Command {
+    let mut wrapped = Command::new("unshare");
+    wrapped.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    wrapped.arg(format!("set -e; {script}; exec \"$0\" \"$@\""));
+    wrapped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        wrapped.current_dir(folder);
+    }
+    wrapped
+}
+
+/// A disk of so many bytes over a folder, filled to the last.
+pub fn full_disk(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "mount -t tmpfs -o size=64k none '{folder}'; \
+         (cat /dev/zero > '{folder}/filled' 2>/dev/null || true)"
+    )
+}
+
+/// The folder as it is, on a disk that cannot be written.
+pub fn read_only(folder: &Path) -> String {
+    let folder = folder.display();
+    format!("mount --bind '{folder}' '{folder}'; mount -o remount,bind,ro '{folder}'")
+}
+
 fn read_from_start(mut file: std::fs::File) -> Result<String> {
     use std::io::{Read as _, Seek as _};
     file.rewind()?;
@@ -157,7 +235,8 @@ pub fn contents(folder: &Path) -> Result<std::collections::BTreeMap<String, Vec<
             if path.is_dir() {
                 folders.push(path);
             } else if path.is_file() {
-                found.insert(path.display().to_string(), std::fs::read(&path)?);
+                let name = path.strip_prefix(folder)?.display().to_string();
+                found.insert(name, std::fs::read(&path)?);
             }
         }
     }

@@ -3,242 +3,85 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use outstation_integration::bad::{Said, run_to_end};
 use outstation_integration::{binaries, python};
 
 use crate::Act::{Cli, Context, Do};
-use crate::{Ground, Table};
+use crate::{Doing, Ground, Table};
 
 const GET: &[&str] = &["get"];
 const CALL: &[&str] = &["call", "speed", "--row", r#"{"distance": 1400, "air_time": 227}"#];
 const PLAN: &[&str] = &["plan", "."];
 
+#[rustfmt::skip]
 pub const TABLE: Table = &[
-    (
-        "a context that there is not",
-        Cli(&["--context", "nowhere.toml", "get"]),
-        "exit 1",
-        "there is no context at nowhere.toml",
-        "--context",
-    ),
-    (
-        "a context that is another file",
-        Cli(&["--context", "features.py", "get"]),
-        "exit 1",
-        "the context features.py is not valid: line 1 (",
-        "`outstation dev` writes",
-    ),
-    ("no broker", Context("broker", "", GET), "exit 1", "missing field `broker`", "compare it"),
-    (
-        "an entry too many",
-        Context("colour", "\"red\"", GET),
-        "exit 1",
-        "line 3 (colour = \"red\"): unknown field `colour`",
-        "compare it",
-    ),
-    (
-        "an account of 3 digits",
-        Context("account", "\"123\"", GET),
-        "exit 1",
-        "exactly 12 digits",
-        "compare it",
-    ),
-    (
-        "another account",
-        Context("account", "\"999999999999\"", GET),
-        "exit 1",
-        "FAILED_PRECONDITION*does not serve data plane 999999999999",
-        "account and region in the context",
-    ),
-    (
-        "a URL without https",
-        Context("broker.url", "\"http://127.0.0.1:20002\"", GET),
-        "exit 1",
-        "url \"http://127.0.0.1:20002\" of [broker]*is not https://HOST:PORT",
-        "correct it",
-    ),
-    (
-        "a URL without a port",
-        Context("broker.url", "\"https://127.0.0.1\"", GET),
-        "exit 1",
-        "of [broker]*is not https://HOST:PORT",
-        "correct it",
-    ),
-    (
-        "a URL that is a path",
-        Context("callers.url", "\"/tmp/socket\"", CALL),
-        "exit 1",
-        "of [callers]*is not https://HOST:PORT",
-        "correct it",
-    ),
-    (
-        "a port where nobody listens",
-        Context("broker.url", "\"https://127.0.0.1:1\"", GET),
-        "exit 1",
-        "reach the broker at https://127.0.0.1:1*refused",
-        "is it running?*correct [broker]",
-    ),
-    (
-        "a machine that there is not",
-        Context("broker.url", "\"https://nowhere.invalid:20002\"", GET),
-        "exit 1",
-        "reach the broker at https://nowhere.invalid:20002",
-        "no such machine*[broker]",
-    ),
-    (
-        "the port of the simulated AWS",
-        Context("broker.url", "\"https://AWS\"", GET),
-        "exit 1",
-        "reach the broker at",
-        "something else listens there",
-    ),
-    (
-        "the callers' port for the broker's",
-        Context("broker.url", "\"https://CALLERS\"", GET),
-        "exit 1",
-        "invalid peer certificate: UnknownIssuer",
-        "`ca` of [broker]*not its root",
-    ),
-    (
-        "the root of the other party",
-        Context("broker.ca", "\"CALLERS_ROOT\"", GET),
-        "exit 1",
-        "invalid peer certificate: UnknownIssuer",
-        "`ca` of [broker]*not its root",
-    ),
-    (
-        "a root that is a text",
-        Context("broker.ca", "\"FEATURES\"", GET),
-        "exit 1",
-        "features.py holds no certificate",
-        "`ca` of [broker]",
-    ),
-    (
-        "a root that there is not",
-        Context("broker.ca", "\"/nowhere/root.pem\"", GET),
-        "exit 1",
-        "read /nowhere/root.pem*No such file",
-        "the context names it",
-    ),
-    (
-        "another server name",
-        Context("broker.server_name", "\"other.outstation\"", GET),
-        "exit 1",
-        "certificate not valid for name \"other.outstation\"",
-        "`server_name` of [broker]",
-    ),
-    (
-        "a token that there is not",
-        Context("broker.token_file", "\"/nowhere/token\"", GET),
-        "exit 1",
-        "read /nowhere/token*No such file",
-        "the context names it",
-    ),
-    (
-        "a token that is a program",
-        Context("broker.token_file", "\"FEATURES\"", GET),
-        "exit 1",
-        "features.py holds no token",
-        "`token_file` of [broker]",
-    ),
-    (
-        "the token of the other party",
-        Context("broker.token_file", "\"CALLERS_TOKEN\"", GET),
-        "exit 1",
-        "UNAUTHENTICATED",
-        "not this broker's",
-    ),
-    (
-        "an empty token",
-        Context("broker.token_file", "\"/dev/null\"", GET),
-        "exit 1",
-        "/dev/null holds no token",
-        "`token_file` of [broker]",
-    ),
-    (
-        "no callers",
-        Context("callers", "", CALL),
-        "exit 1",
-        "names no [callers]",
-        "account's own agent",
-    ),
-    (
-        "the broker's token for calls",
-        Context("callers.token_file", "\"BROKER_TOKEN\"", CALL),
-        "exit 1",
-        "UNAUTHENTICATED",
-        "token_file of [callers]",
-    ),
-    (
-        "the broker's root for calls",
-        Context("callers.ca", "\"BROKER_ROOT\"", CALL),
-        "exit 1",
-        "delay_tsg: UNAVAILABLE*UnknownIssuer",
-        "`ca` of [callers]*not its root",
-    ),
-    (
-        "nobody where calls go",
-        Context("callers.url", "\"https://127.0.0.1:1\"", CALL),
-        "exit 1",
-        "delay_tsg: UNAVAILABLE",
-        "is it running?*correct [callers]",
-    ),
-    (
-        "no interpreter",
-        Context("python", "\"/nowhere/python\"", PLAN),
-        "exit 1",
-        "start /nowhere/python*No such file",
-        "`python` in the context",
-    ),
-    (
-        "an interpreter that is a folder",
-        Context("python", "\"/usr\"", PLAN),
-        "exit 1",
-        "start /usr*Permission denied",
-        "`python` in the context",
-    ),
-    (
-        "an interpreter that is another program",
-        Context("python", "\"/bin/true\"", PLAN),
-        "exit 1",
-        "/bin/true is no Python interpreter*said nothing",
-        "`python` in the context",
-    ),
-    (
-        "an interpreter of ten years ago",
-        Context("python", "\"OLD_PYTHON\"", PLAN),
-        "exit 1",
-        "is Python 2.7, older than 3.9",
-        "`python` in the context",
-    ),
-    (
-        "an interpreter without the package",
-        Context("python", "\"BARE_PYTHON\"", PLAN),
-        "exit 1",
-        "cannot import the package `outstation`*No module named",
-        "pip install outstation",
-    ),
-    (
-        "a store that is a file",
-        Context("artifacts", "\"FEATURES\"", &["apply", "changed"]),
-        "exit 1",
-        "write the bundle to the account store*features.py*Not a directory",
-        "a file stands where",
-    ),
-    (
-        "a token that others may not read",
-        Do(|ground| {
-            Box::pin(async move {
-                let folder = ground.declarations("", crate::DECLARATIONS)?;
-                outstation_as_nobody(&ground, &folder)
-            })
-        }),
-        "exit 1",
-        "read the context*Permission denied",
-        "user that owns it",
-    ),
+    ("a context that there is not", Cli(&["--context", "nowhere.toml", "get"]), "exit 1",
+        "there is no context at nowhere.toml", "--context"),
+    ("a context that is another file", Cli(&["--context", "features.py", "get"]), "exit 1",
+        "the context features.py is not valid: line 1 (", "`outstation dev` writes"),
+    ("no broker", Context("broker", "", GET), "exit 1",
+        "missing field `broker`", "compare it"),
+    ("an entry too many", Context("colour", "\"red\"", GET), "exit 1",
+        "line 3 (colour = \"red\"): unknown field `colour`", "compare it"),
+    ("an account of 3 digits", Context("account", "\"123\"", GET), "exit 1",
+        "exactly 12 digits", "compare it"),
+    ("another account", Context("account", "\"999999999999\"", GET), "exit 1",
+        "FAILED_PRECONDITION*does not serve data plane 999999999999", "account and region in the context"),
+    ("a URL without https", Context("broker.url", "\"http://127.0.0.1:20002\"", GET), "exit 1",
+        "url \"http://127.0.0.1:20002\" of [broker]*is not https://HOST:PORT", "correct it"),
+    ("a URL without a port", Context("broker.url", "\"https://127.0.0.1\"", GET), "exit 1",
+        "of [broker]*is not https://HOST:PORT", "correct it"),
+    ("a URL that is a path", Context("callers.url", "\"/tmp/socket\"", CALL), "exit 1",
+        "of [callers]*is not https://HOST:PORT", "correct it"),
+    ("a port where nobody listens", Context("broker.url", "\"https://127.0.0.1:1\"", GET), "exit 1",
+        "reach the broker at https://127.0.0.1:1*refused", "is it running?*correct [broker]"),
+    ("a machine that there is not", Context("broker.url", "\"https://nowhere.invalid:20002\"", GET), "exit 1",
+        "reach the broker at https://nowhere.invalid:20002", "no such machine*[broker]"),
+    ("the port of the simulated AWS", Context("broker.url", "\"https://AWS\"", GET), "exit 1",
+        "reach the broker at", "something else listens there"),
+    ("the callers' port for the broker's", Context("broker.url", "\"https://CALLERS\"", GET), "exit 1",
+        "invalid peer certificate: UnknownIssuer", "`ca` of [broker]*not its root"),
+    ("the root of the other party", Context("broker.ca", "\"CALLERS_ROOT\"", GET), "exit 1",
+        "invalid peer certificate: UnknownIssuer", "`ca` of [broker]*not its root"),
+    ("a root that is a text", Context("broker.ca", "\"FEATURES\"", GET), "exit 1",
+        "features.py holds no certificate", "`ca` of [broker]"),
+    ("a root that there is not", Context("broker.ca", "\"/nowhere/root.pem\"", GET), "exit 1",
+        "read /nowhere/root.pem*No such file", "the context names it"),
+    ("another server name", Context("broker.server_name", "\"other.outstation\"", GET), "exit 1",
+        "certificate not valid for name \"other.outstation\"", "`server_name` of [broker]"),
+    ("a token that there is not", Context("broker.token_file", "\"/nowhere/token\"", GET), "exit 1",
+        "read /nowhere/token*No such file", "the context names it"),
+    ("a token that is a program", Context("broker.token_file", "\"FEATURES\"", GET), "exit 1",
+        "features.py holds no token", "`token_file` of [broker]"),
+    ("the token of the other party", Context("broker.token_file", "\"CALLERS_TOKEN\"", GET), "exit 1",
+        "UNAUTHENTICATED", "not this broker's"),
+    ("an empty token", Context("broker.token_file", "\"/dev/null\"", GET), "exit 1",
+        "/dev/null holds no token", "`token_file` of [broker]"),
+    ("no callers", Context("callers", "", CALL), "exit 1",
+        "names no [callers]", "account's own agent"),
+    ("the broker's token for calls", Context("callers.token_file", "\"BROKER_TOKEN\"", CALL), "exit 1",
+        "UNAUTHENTICATED", "token_file of [callers]"),
+    ("the broker's root for calls", Context("callers.ca", "\"BROKER_ROOT\"", CALL), "exit 1",
+        "delay_tsg: UNAVAILABLE*UnknownIssuer", "`ca` of [callers]*not its root"),
+    ("nobody where calls go", Context("callers.url", "\"https://127.0.0.1:1\"", CALL), "exit 1",
+        "delay_tsg: UNAVAILABLE", "is it running?*correct [callers]"),
+    ("no interpreter", Context("python", "\"/nowhere/python\"", PLAN), "exit 1",
+        "start /nowhere/python*No such file", "`python` in the context"),
+    ("an interpreter that is a folder", Context("python", "\"/usr\"", PLAN), "exit 1",
+        "start /usr*Permission denied", "`python` in the context"),
+    ("an interpreter that is another program", Context("python", "\"/bin/true\"", PLAN), "exit 1",
+        "/bin/true is no Python interpreter*said nothing", "`python` in the context"),
+    ("an interpreter of ten years ago", Context("python", "\"OLD_PYTHON\"", PLAN), "exit 1",
+        "is Python 2.7, older than 3.9", "`python` in the context"),
+    ("an interpreter without the package", Context("python", "\"BARE_PYTHON\"", PLAN), "exit 1",
+        "cannot import the package `outstation`*No module named", "pip install outstation"),
+    ("a store that is a file", Context("artifacts", "\"FEATURES\"", &["apply", "changed"]), "exit 1",
+        "write the bundle to the account store*features.py*Not a directory", "a file stands where"),
+    ("a token that others may not read", Do(read_by_nobody), "exit 1",
+        "read the context*Permission denied", "user that owns it"),
 ];
 
 /// Runs `outstation` with the good context in another way; capitals stand for this system's files.
@@ -298,6 +141,13 @@ pub fn outstation_with(
     all.extend(arguments);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     Ok(ground.world.outstation_in(ground.world.declarations(), &all)?.into())
+}
+
+fn read_by_nobody(ground: Arc<Ground>) -> Doing {
+    Box::pin(async move {
+        let folder = ground.declarations("", crate::DECLARATIONS)?;
+        outstation_as_nobody(&ground, &folder)
+    })
 }
 
 fn write_program(path: &Path, text: &str) -> Result<()> {

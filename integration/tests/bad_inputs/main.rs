@@ -5,6 +5,7 @@ mod calls;
 mod cli;
 mod context;
 mod declarations;
+mod disks;
 mod links;
 mod wire;
 
@@ -133,6 +134,7 @@ async fn whatever_a_person_gets_wrong_is_told_and_harms_nobody() -> Result<()> {
         ("declarations", declarations::TABLE),
         ("context", context::TABLE),
         ("calls", calls::TABLE),
+        ("disks", disks::TABLE),
         ("links", links::TABLE),
         ("wire", wire::TABLE),
     ] {

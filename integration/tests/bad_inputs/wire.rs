@@ -16,48 +16,21 @@ use tokio::net::{TcpStream, UdpSocket};
 use crate::Act::Do;
 use crate::{Doing, Ground, PATIENCE, Table};
 
+#[rustfmt::skip]
 pub const TABLE: Table = &[
     ("garbage for the simulated AWS", Do(|g| garbage(g, Port::Aws)), "closed", "", ""),
     ("garbage for the broker's API", Do(|g| garbage(g, Port::Admin)), "closed", "", ""),
     ("garbage for the callers' port", Do(|g| garbage(g, Port::Callers)), "closed", "", ""),
     ("garbage for a transform server", Do(|g| garbage(g, Port::Server)), "closed", "", ""),
     ("garbage for an instance's IMDS", Do(|g| garbage(g, Port::Imds)), "closed", "", ""),
-    (
-        "garbage for the control link",
-        Do(|g| datagrams(g, Port::ControlLink)),
-        "not answered",
-        "",
-        "",
-    ),
+    ("garbage for the control link", Do(|g| datagrams(g, Port::ControlLink)), "not answered", "", ""),
     ("garbage for the node link", Do(|g| datagrams(g, Port::NodeLink)), "not answered", "", ""),
-    (
-        "500 silent connections to the simulated AWS",
-        Do(|g| silent(g, Port::Aws)),
-        "served and let go",
-        "",
-        "",
-    ),
-    (
-        "500 silent connections to the broker's API",
-        Do(|g| silent(g, Port::Admin)),
-        "served and let go",
-        "",
-        "",
-    ),
-    (
-        "500 silent connections to the callers' port",
-        Do(|g| silent(g, Port::Callers)),
-        "served and let go",
-        "",
-        "",
-    ),
-    (
-        "500 silent connections to a transform server",
-        Do(|g| silent(g, Port::Server)),
-        "served and let go",
-        "",
-        "",
-    ),
+    ("200 silent connections to the simulated AWS", Do(|g| silent(g, Port::Aws)), "served and let go", "", ""),
+    ("200 silent connections to the broker's API", Do(|g| silent(g, Port::Admin)), "served and let go", "", ""),
+    ("200 silent connections to the callers' port", Do(|g| silent(g, Port::Callers)), "served and let go", "", ""),
+    ("200 silent connections to a transform server", Do(|g| silent(g, Port::Server)), "served and let go", "", ""),
+    ("more connections than the broker's API has places", Do(|g| full(g, Port::Admin, 256)),
+        "turned away, and served again", "", ""),
 ];
 
 /// Where something listens.
@@ -188,7 +161,7 @@ fn silent(ground: Arc<Ground>, port: Port) -> Doing {
         let (address, pid) = listener(&ground, port).await?;
         let before = descriptors(pid)?;
         let mut open = Vec::new();
-        for number in 0..500 {
+        for number in 0..200 {
             let mut stream = TcpStream::connect(address).await?;
             // Some begin to speak.
             if number % 2 == 0 {
@@ -206,6 +179,34 @@ fn silent(ground: Arc<Ground>, port: Port) -> Doing {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         Ok(Said { ends: "served and let go".into(), text: String::new() })
+    })
+}
+
+/// Who comes when every place is taken is told so at once; calls go on, and when there is room again so
+/// does everything.
+fn full(ground: Arc<Ground>, port: Port, places: usize) -> Doing {
+    Box::pin(async move {
+        let (address, pid) = listener(&ground, port).await?;
+        let before = descriptors(pid)?;
+        let mut open = Vec::new();
+        for _ in 0..places + 100 {
+            open.push(TcpStream::connect(address).await?);
+        }
+        let mut last = open.pop().context("the last one")?;
+        let read = tokio::time::timeout(PATIENCE, last.read(&mut [0; 1])).await;
+        let turned_away = matches!(read.context("it is kept waiting")?, Ok(0) | Err(_));
+        ensure!(turned_away, "it is spoken to");
+        let now = descriptors(pid)?;
+        ensure!(now <= before + places, "{now} descriptors for {places} places, {before} before");
+        let calls = ground.call("speed", vec![crate::calls::good_row()], PATIENCE).await;
+        ensure!(calls.outcome.is_ok(), "{:?}", calls.outcome);
+        drop(open);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while let Err(error) = ground.serves().await {
+            ensure!(tokio::time::Instant::now() < deadline, "not served again: {error:#}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(Said { ends: "turned away, and served again".into(), text: String::new() })
     })
 }
 
