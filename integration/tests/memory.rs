@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use outstation_cli::dev::ServiceName;
-use outstation_cli::view::GroupView;
+use outstation_cli::view::{GroupView, Status};
 use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, agent_command};
 use serde_json::Value as Json;
 
@@ -120,9 +120,11 @@ async fn an_old_backup_does_not_bring_old_code_back_and_a_wrong_tag_is_overwritt
     assert_eq!(new.len(), 1, "{new:?}");
 
     behind_the_agents_back(&world, || std::fs::write(&order, &backup))?;
+    // Until a node is connected again, what is told of it is what was last heard.
     let group = wait(&world, "the contradiction shows in the status", |group| {
+        let is_heard = |status: &Status| status.nodes.iter().all(|node| node.reason.is_none());
         is_held_by("contradiction")(group)
-            && group.status.as_ref().is_some_and(|status| status.ready_nodes == NODES)
+            && group.status.as_ref().is_some_and(|s| s.ready_nodes == NODES && is_heard(s))
     })
     .await?;
     assert_eq!(bundles(&group), new, "nodes serve what they served: {group:?}");

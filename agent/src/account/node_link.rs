@@ -276,7 +276,7 @@ impl NodeLink {
             return Err("the hello names another node than the certificate".to_owned());
         }
         self.shared
-            .artifacts_for(instance, group)
+            .artifacts_at_hello(instance, group)
             .or_else(|| self.last_artifacts(instance))
             .ok_or_else(|| format!("group {group} is not ordered here any more"))
     }

@@ -6,12 +6,13 @@ use crate::account::config::Config;
 use crate::account::desk::Desk;
 use crate::account::guardrails;
 use crate::account::plan::{Action, plan};
+use crate::account::registry::SessionId;
 use crate::account::testing::{group, identity, order, spec, temporary_folder};
 use crate::clock::Clock;
-use outstation_protocol::Digest;
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::session::Verdict;
-use outstation_protocol::v1::SetEntry;
+use outstation_protocol::v1::{Artifacts, NodeState, SetEntry};
+use outstation_protocol::{Digest, InstanceId};
 
 fn shared(store: &Path, state: &Path) -> Arc<Shared> {
     let text = format!(
@@ -71,10 +72,26 @@ fn a_store_that_is_emptied_under_a_running_agent_is_not_filled_again() {
     let of_tags = shared.wanted_artifacts(&group("a")).expect("as ordered");
 
     std::fs::remove_file(store.path().join("state/orders/a.json")).expect("it is there");
-    assert_eq!(judge(&desk, &first), "AccountStore", "the swap finds something else");
-    assert_eq!(judge(&desk, &first), "Contradiction", "and from then on it is known");
+    assert_eq!(judge(&desk, &first), "Contradiction", "the store is read before it is judged by");
     assert!(shared.knows_group(&group("a")), "callers are served on");
-    assert_eq!(shared.wanted_artifacts(&group("a")), Some(of_tags), "and so are nodes");
+    assert_eq!(shared.wanted_artifacts(&group("a")), Some(of_tags.clone()), "and so are nodes");
+    let instance = InstanceId::try_from("i-00000001").expect("valid");
+    let older =
+        Artifacts { generation: Generation(0), bundle: Digest::of(b"old"), ..of_tags.clone() };
+    shared.update_registry(|registry| {
+        registry.hello(instance.clone(), group("a"), SessionId(1), 0);
+        let state = NodeState {
+            phase: NodePhase::Ready,
+            endpoint: None,
+            artifacts: Some(older.clone()),
+            reason: None,
+        };
+        let address = std::net::IpAddr::from([127, 0, 0, 1]);
+        registry.state(&instance, SessionId(1), address, state, 0).expect("its own session");
+    });
+    assert_eq!(shared.artifacts_for(&instance, &group("a")), Some(older), "nothing is switched");
+    let welcome = shared.artifacts_at_hello(&instance, &group("a"));
+    assert_eq!(welcome, Some(of_tags), "but what is remembered of it may be old");
     let known = look(&shared, &observed);
     assert!(known.contradicts(&group("a")) && !known.is_settled());
     assert_eq!(known.left_alone(&observed)[&group("a")][0].rule, "contradiction");

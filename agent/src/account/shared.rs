@@ -199,6 +199,21 @@ impl Shared {
         }
     }
 
+    /// What a node is welcomed with, before it has said what it serves. What is remembered of it may be
+    /// older than what it serves by now, and nobody shall be sent back while the ledger is in doubt.
+    pub fn artifacts_at_hello(
+        &self,
+        instance: &InstanceId,
+        group: &GroupName,
+    ) -> Option<Artifacts> {
+        let kept = self.artifacts_for(instance, group)?;
+        let is_in_doubt = !self.standing.borrow().contradictions().is_empty();
+        let wanted = self
+            .wanted_artifacts(group)
+            .filter(|wanted| is_in_doubt && wanted.generation > kept.generation);
+        Some(wanted.unwrap_or(kept))
+    }
+
     /// A group that is there is served, also when the ledger has lost its order.
     pub fn knows_group(&self, group: &GroupName) -> bool {
         let ordered = lock(&self.ledger).accepted().get(group).map(|a| !a.order.is_tombstone());
