@@ -211,6 +211,16 @@ pub fn full_disk(folder: &Path) -> String {
     )
 }
 
+/// The folder as it is, on a disk that has been filled since.
+pub fn filled_disk(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "kept=$(mktemp); tar -C '{folder}' -cf \"$kept\" .; \
+         mount -t tmpfs -o size=256k none '{folder}'; tar -C '{folder}' -xf \"$kept\"; rm \"$kept\"; \
+         (cat /dev/zero > '{folder}/filled' 2>/dev/null || true)"
+    )
+}
+
 /// The folder as it is, on a disk that cannot be written.
 pub fn read_only(folder: &Path) -> String {
     let folder = folder.display();

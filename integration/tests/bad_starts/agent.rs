@@ -10,7 +10,7 @@ use outstation_protocol::ids::{AccountId, Generation, GroupName, Region, TenantI
 use outstation_protocol::model::DataPlane;
 use outstation_protocol::order::{Intent, Order};
 
-use crate::Wrong::{Config, Do, File, Full, Kind, Missing, Nobody, ReadOnly};
+use crate::Wrong::{Config, Do, File, Filled, Full, Kind, Missing, Nobody, ReadOnly};
 use crate::{Place, Table, judge, others};
 
 const NODES: &str = "listen = \"127.0.0.1:0\" # nodes";
@@ -92,10 +92,12 @@ const TABLE: Table = &[
         "read callers.token: Is a directory", "a folder where there must be a file"),
     ("a file for the state", Kind("state"), "exit 1",
         "create the state folder state: File exists", "a file stands where there must be a folder"),
-    ("a store that cannot be written", ReadOnly("store"), "goes on",
-        "the account store cannot be written*mounted read-only*Read-only file system", ""),
-    ("a state that cannot be written", ReadOnly("state"), "goes on",
-        "the nodes were not written down*Read-only file system", ""),
+    ("a store that cannot be written", ReadOnly("store"), "exit 1",
+        "open the ledger: *Read-only file system", "mount the disk that holds it writable"),
+    ("a store whose disk has filled up", Filled("store"), "goes on",
+        "the account store cannot be written*No space left on device", ""),
+    ("a state that cannot be written", ReadOnly("state"), "exit 1",
+        "state*Read-only file system", "mount the disk that holds it writable"),
     ("a state on a full disk", Full("state"), "goes on",
         "the nodes were not written down*No space left on device", ""),
     ("a store on a full disk", Full("store"), "exit 1",

@@ -27,8 +27,10 @@ enum Wrong {
     Missing(&'static str),
     /// A folder stands in the place of this file, or a file in that of a folder.
     Kind(&'static str),
-    /// The disk that holds this folder is full, or cannot be written.
+    /// This folder lies on a disk that is full: with nothing of before, or with all of it.
     Full(&'static str),
+    Filled(&'static str),
+    /// It lies on a disk that cannot be written.
     ReadOnly(&'static str),
     /// Somebody else starts it.
     Nobody,
@@ -135,7 +137,7 @@ impl Place {
     }
 
     fn run(&self, good: &Place, wrong: &Wrong, told: &str) -> Result<Said> {
-        use outstation_integration::bad::{full_disk, read_only, with_mounts};
+        use outstation_integration::bad::{filled_disk, full_disk, read_only, with_mounts};
         let mut command = self.command();
         match wrong {
             Wrong::Config(from, to) => self.change_config(from, to)?,
@@ -152,6 +154,7 @@ impl Place {
                 }
             }
             Wrong::Full(name) => command = with_mounts(&full_disk(&self.path(name)), &command),
+            Wrong::Filled(name) => command = with_mounts(&filled_disk(&self.path(name)), &command),
             Wrong::ReadOnly(name) => command = with_mounts(&read_only(&self.path(name)), &command),
             Wrong::Nobody => {
                 use std::os::unix::process::CommandExt as _;
