@@ -11,6 +11,9 @@ use outstation_integration::{LONG, ONE_AT_A_TIME};
 use crate::{Day, LANES, NODES, lost_at_most, until};
 
 const AGENT: ServiceName = ServiceName::AccountAgent;
+/// A departure, as the README calls with it.
+const ROW: &str = r#"{"distance": 1400, "air_time": 227, "carrier": "UA",
+    "scheduled_departure": "2013-01-01T10:15:00Z", "scheduled_arrival": "2013-01-01T14:19:00Z"}"#;
 
 impl Day {
     /// Instances that serve as far as AWS knows.
@@ -149,7 +152,7 @@ async fn without_the_account_agent_nodes_and_callers_go_on_as_they_were() -> Res
     })
     .await?;
     // Somebody new cannot learn where the servers are, and is told so.
-    let run = world.outstation(&["call", "delay", "--declarations", ".", "--row", "{}"])?;
+    let run = world.outstation(&["call", "delay", "--declarations", ".", "--row", ROW])?;
     assert_eq!(run.code, 1, "{run}");
     assert!(run.stderr.contains("hint: is the account agent running?"), "{run}");
 
