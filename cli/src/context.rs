@@ -137,8 +137,11 @@ pub fn reach_hint(section: &str, said: &str) -> String {
     } else if any(&["lookup", "dns"]) {
         format!("there is no such machine: correct `url` of [{section}] in the context")
     } else {
+        // Callers' endpoints come from the account agent.
+        let whose = if section == "callers" { "account agent" } else { section };
         format!(
-            "is it running? `outstation dev` starts one; else correct [{section}] in the context"
+            "is the {whose} running? `outstation dev` starts one; else correct [{section}] in the \
+             context"
         )
     }
 }
