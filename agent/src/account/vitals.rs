@@ -229,7 +229,9 @@ pub async fn write_all_the_time(shared: Arc<Shared>, stop: CancellationToken) {
     let started_unix_secs = clock::unix_secs();
     let mut written: Option<Snapshot> = None;
     let mut failing = false;
-    while !stop.is_cancelled() {
+    loop {
+        // Once more after the word to stop: what is left behind is how it was at the end.
+        let last = stop.is_cancelled();
         let mut snapshot = snapshot(&shared, started_unix_secs);
         let due = written.as_ref().is_none_or(|before| {
             snapshot.written_unix_secs = before.written_unix_secs;
@@ -250,6 +252,9 @@ pub async fn write_all_the_time(shared: Arc<Shared>, stop: CancellationToken) {
                 Ok(Err(_)) | Err(_) => {}
             }
             written = Some(snapshot);
+        }
+        if last {
+            return;
         }
         tokio::select! {
             () = stop.cancelled() => {}
