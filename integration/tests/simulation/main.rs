@@ -4,12 +4,15 @@
 
 mod agent;
 mod broker;
+mod cloud;
 mod month;
 mod nodes;
 mod oracle;
 mod people;
+mod pump;
 mod settle;
 mod time;
+mod trouble;
 mod weather;
 mod wire;
 mod world;
