@@ -132,8 +132,13 @@ pub fn reach_hint(section: &str, said: &str) -> String {
         )
     } else if any(&["notvalidforname", "not valid for name"]) {
         format!("correct `server_name` of [{section}] in the context")
-    } else if any(&["invalidcontenttype", "corrupt message", "unexpected eof", "handshake eof"]) {
+    } else if any(&["invalidcontenttype", "corrupt message"]) {
         format!("something else listens there: correct `url` of [{section}] in the context")
+    } else if any(&["unexpected eof", "handshake eof"]) {
+        format!(
+            "something else listens there, or passes it on to nobody: is it running? Else correct \
+             `url` of [{section}] in the context"
+        )
     } else if any(&["lookup", "dns"]) {
         format!("there is no such machine: correct `url` of [{section}] in the context")
     } else {

@@ -151,10 +151,12 @@ async fn without_the_account_agent_nodes_and_callers_go_on_as_they_were() -> Res
         Ok(!now.contains(&worker) && now.len() == workers)
     })
     .await?;
-    // Somebody new cannot learn where the servers are, and is told so.
+    // Somebody new cannot learn where the servers are, and is told so: the proxy in between takes the
+    // connection and has nobody to pass it on to.
     let run = world.outstation(&["call", "delay", "--declarations", ".", "--row", ROW])?;
     assert_eq!(run.code, 1, "{run}");
-    assert!(run.stderr.contains("hint: is the account agent running?"), "{run}");
+    assert!(run.stderr.contains("error: endpoints of delay_tsg: UNAVAILABLE: "), "{run}");
+    assert!(run.stderr.contains("[callers] in the context"), "{run}");
 
     let before = running().await?;
     world.system.release(AGENT);
