@@ -2,20 +2,31 @@
 //! Python worker processes that evaluate the functions of one bundle.
 
 pub mod admission;
+mod backoff;
 mod clock;
+mod connection;
 mod deadline;
 mod frame;
 mod health;
 mod log_writer;
 mod logs;
+mod marks;
+mod metrics;
 mod options;
 mod pool;
+mod queue;
 mod reflection;
+mod reply;
+mod routed;
 mod scan;
+mod scrape;
 mod server;
 mod service;
+mod shares;
 mod spawn;
+mod status;
 mod supervise;
+mod talk;
 mod targets;
 
 pub use frame::MESSAGE_BYTES_MAX;

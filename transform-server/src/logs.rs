@@ -2,11 +2,13 @@
 //! wait: `LogWriter` drops lines, and counts them, when the log's reader is slow.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::admission::{RequestId, WorkerId};
 use crate::frame::LogLine;
+use crate::pool::Pool;
 
 /// Longer lines are cut in pieces (raw output) or off (logged by the SDK).
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -14,26 +16,30 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const TAIL_LINES_MAX: usize = 4;
 
 /// One line, with where it comes from.
-pub fn forward(worker: WorkerId, request: RequestId, mut line: LogLine) {
+pub fn forward(pool: &Pool, worker: WorkerId, request: RequestId, mut line: LogLine) {
+    pool.metrics.log_lines.inc();
+    let trace = pool.trace_of(request);
+    let trace = trace.as_deref().and_then(|trace| std::str::from_utf8(trace).ok());
     cut(&mut line.text);
     let LogLine { level, stream, function, text } = line;
     let (worker, request) = (worker.0, request.0);
     // `?text` escapes what would otherwise forge lines of ours.
     match level.as_str() {
         "error" | "critical" => {
-            tracing::error!(target: "user", worker, request, function, stream, ?text);
+            tracing::error!(target: "user", worker, request, trace, function, stream, ?text);
         }
         "warning" | "warn" => {
-            tracing::warn!(target: "user", worker, request, function, stream, ?text);
+            tracing::warn!(target: "user", worker, request, trace, function, stream, ?text);
         }
-        "debug" => tracing::debug!(target: "user", worker, request, function, stream, ?text),
-        _ => tracing::info!(target: "user", worker, request, function, stream, ?text),
+        "debug" => tracing::debug!(target: "user", worker, request, trace, function, stream, ?text),
+        _ => tracing::info!(target: "user", worker, request, trace, function, stream, ?text),
     }
 }
 
 /// Forwards what a worker writes to a descriptor past the SDK's own capture, and returns the
 /// last lines of it.
 pub async fn forward_raw(
+    pool: Arc<Pool>,
     worker: WorkerId,
     stream: &'static str,
     mut from: impl AsyncRead + Unpin,
@@ -56,7 +62,7 @@ pub async fn forward_raw(
                     function: String::new(),
                     text,
                 };
-                forward(worker, RequestId(0), line);
+                forward(&pool, worker, RequestId(0), line);
             }
         }
         if ended {
@@ -103,11 +109,13 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Config;
 
     #[tokio::test]
     async fn the_tail_says_why() {
         let check = async |output: &[u8], expected: Option<&str>| {
-            let tail = forward_raw(WorkerId(1), "stderr", output).await;
+            let pool = Pool::new(Config::default());
+            let tail = forward_raw(pool, WorkerId(1), "stderr", output).await;
             assert_eq!(tail.summary().as_deref(), expected);
         };
         check(b"", None).await;

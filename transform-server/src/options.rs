@@ -41,6 +41,19 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub deadline_max_secs: u64,
 
+    /// A worker that has answered so many calls is replaced by a fresh one (0: never)
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub worker_calls_max: u64,
+
+    /// A worker with more memory than this is replaced by a fresh one (default: the machine's, less a
+    /// tenth, divided by the workers)
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..1 << 30))]
+    pub worker_memory_max_mib: Option<u64>,
+
+    /// Address and port for Prometheus, which reads /metrics there
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics: Option<SocketAddr>,
+
     /// The server group that this server belongs to, for its log lines
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,

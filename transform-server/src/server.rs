@@ -1,16 +1,13 @@
 //! The server as a whole: listeners, connections, workers, and how all of it ends.
 
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use outstation_api::incoming::{Heard, SILENCE_MAX};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,28 +18,22 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tracing::{debug, info, warn};
 
-use crate::admission;
+use crate::admission::{self, CallerId};
 use crate::clock;
+use crate::connection;
 use crate::deadline::Limits;
 use crate::health::HealthService;
 use crate::options::Options;
 use crate::pool::Pool;
 use crate::reflection;
+use crate::scrape;
 use crate::service::Front;
 use crate::spawn::{Entry, Spawner, WorkerSpec};
-use crate::supervise::Supervisor;
+use crate::supervise::{Supervisor, Wear};
 
 /// A caller needs one or a few; a fleet of callers with a few thousand members still fits. One costs
 /// some 50 KiB here.
 const CONNECTIONS_MAX: usize = 4096;
-/// Above what the queue holds, so that the queue decides what is refused.
-const STREAMS_MAX: u32 = 2048;
-/// Enough for a request at the default frame size to arrive without waiting for a window update.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// A caller that has vanished without a word is noticed after two of these.
-const KEEPALIVE: Duration = Duration::from_secs(20);
 /// After the last answer, how long connections may take to close before they are cut.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
@@ -97,6 +88,7 @@ enum Listener {
 pub struct Server {
     options: Options,
     listeners: Vec<Listener>,
+    metrics: Option<TcpListener>,
     pool: Arc<Pool>,
     supervisor: Arc<Supervisor>,
     front: Front,
@@ -127,6 +119,14 @@ impl Server {
             listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
         }
 
+        let metrics =
+            match options.metrics {
+                Some(address) => Some(TcpListener::bind(address).await.map_err(|source| {
+                    StartError::Listen { address: address.to_string(), source }
+                })?),
+                None => None,
+            };
+
         let home = tempfile::Builder::new().prefix("outstation-workers-").tempdir();
         let home = home.map_err(|source| StartError::Home { source })?;
         let pool = Pool::new(admission::Config::default());
@@ -144,6 +144,12 @@ impl Server {
             },
             spawner: Spawner::start().map_err(|source| StartError::Thread { source })?,
             start_max: Duration::from_secs(options.start_secs),
+            wear: Wear {
+                calls_max: options.worker_calls_max,
+                memory_bytes_max: options
+                    .worker_memory_max_mib
+                    .map_or_else(|| memory_share(options.workers), |mib| mib << 20),
+            },
             stop: CancellationToken::new(),
         };
         let end_watches = CancellationToken::new();
@@ -158,6 +164,7 @@ impl Server {
         Ok(Server {
             options,
             listeners,
+            metrics,
             pool,
             supervisor: Arc::new(supervisor),
             front,
@@ -172,6 +179,11 @@ impl Server {
             Listener::Tcp(tcp) => tcp.local_addr().ok(),
             Listener::Unix(..) => None,
         })
+    }
+
+    /// Where Prometheus is answered.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// Serves until `shutdown`, then drains: refuses what is new, answers what was taken, closes
@@ -191,6 +203,9 @@ impl Server {
             );
             background.spawn(accept);
         }
+        let metrics = self
+            .metrics
+            .map(|listener| background.spawn(scrape::serve(listener, self.pool.clone())));
         let timer = self.pool.clone();
         let timer = background.spawn(async move { timer.run_timer().await });
         for _ in 0..self.options.workers {
@@ -216,6 +231,7 @@ impl Server {
         }
         self.supervisor.stop.cancel();
         timer.abort();
+        metrics.inspect(|metrics| metrics.abort());
         announce.abort();
         background.close();
         background.wait().await;
@@ -257,20 +273,21 @@ async fn accept(
         let accepted = tokio::select! {
             accepted = async {
                 match &listener {
-                    Listener::Tcp(tcp) => tcp.accept().await.map(|(stream, _)| Accepted::Tcp(stream)),
+                    Listener::Tcp(tcp) => tcp.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
                     Listener::Unix(unix, _) => unix.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
                 }
             } => accepted,
             () = close.cancelled() => break,
         };
         match accepted {
-            Ok(Accepted::Tcp(stream)) => {
+            Ok(Accepted::Tcp(stream, peer)) => {
                 // Answers are small: waiting to fill a segment would only delay them.
                 let _ = stream.set_nodelay(true);
-                connections.spawn(serve(stream, front.clone(), close.clone(), place));
+                let caller = caller(peer.ip());
+                connections.spawn(serve(stream, front.clone(), caller, close.clone(), place));
             }
             Ok(Accepted::Unix(stream)) => {
-                connections.spawn(serve(stream, front.clone(), close.clone(), place));
+                connections.spawn(serve(stream, front.clone(), LOCAL, close.clone(), place));
             }
             Err(error) => {
                 // Out of descriptors, or the caller left while queued. The former needs a moment.
@@ -284,36 +301,31 @@ async fn accept(
     }
 }
 
+/// Whoever comes over the Unix socket.
+const LOCAL: CallerId = CallerId(0);
+
+/// Callers share by address: one that opens more connections gets no more for it.
+fn caller(address: IpAddr) -> CallerId {
+    let mut hasher = DefaultHasher::new();
+    address.hash(&mut hasher);
+    CallerId(hasher.finish())
+}
+
 enum Accepted {
-    Tcp(tokio::net::TcpStream),
+    Tcp(tokio::net::TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
-async fn serve<S>(stream: S, front: Front, close: CancellationToken, _place: OwnedSemaphorePermit)
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+async fn serve<S>(
+    stream: S,
+    front: Front,
+    caller: CallerId,
+    close: CancellationToken,
+    _place: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE);
-    let mut connection =
-        pin!(builder.serve_connection(TokioIo::new(Heard::new(stream, SILENCE_MAX)), front));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = close.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "connection ended");
-    }
+    connection::serve(stream, front, caller, close).await;
 }
 
 async fn bind_unix(path: &Path) -> io::Result<Listener> {
@@ -339,6 +351,14 @@ fn is_executable(python: &Path) -> bool {
     }
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| executable(&dir.join(python))))
+}
+
+/// What a worker may have of the machine's memory: all but a tenth, divided among them.
+fn memory_share(workers: usize) -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|total| total.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| (kib << 10) / 10 * 9 / workers.max(1) as u64)
 }
 
 /// Workers run in a folder of their own, so relative paths would mean something else there.

@@ -1,19 +1,24 @@
 //! Starts worker processes: a clean environment, one socket, nothing else of ours.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use crate::marks::MARKS_BYTES;
 
 /// Everything that a worker is started with.
 #[derive(Debug, Clone)]
@@ -56,8 +61,14 @@ pub struct Spawner {
     jobs: Sender<(WorkerSpec, oneshot::Sender<Spawned>)>,
 }
 
-/// The process, and our end of its socket.
-type Spawned = io::Result<(Process, UnixStream)>;
+/// A worker, our end of its socket, and what it writes of itself.
+pub struct Worker {
+    pub process: Process,
+    pub socket: UnixStream,
+    pub marks: File,
+}
+
+type Spawned = io::Result<Worker>;
 
 impl Spawner {
     pub fn start() -> io::Result<Spawner> {
@@ -66,8 +77,8 @@ impl Spawner {
         thread::Builder::new().name("spawner".into()).spawn(move || {
             let _entered = runtime.enter();
             while let Ok((spec, reply)) = receiver.recv() {
-                if let Err(Ok((process, _))) = reply.send(spawn(&spec)) {
-                    process.kill();
+                if let Err(Ok(worker)) = reply.send(spawn(&spec)) {
+                    worker.process.kill();
                 }
             }
         })?;
@@ -86,12 +97,15 @@ fn spawn(spec: &WorkerSpec) -> Spawned {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     // The command holds the child's end: it must be gone before we read, or we never see its EOF.
-    let child = command(spec, theirs).spawn()?;
+    let marks = File::from(memfd_create(c"outstation-marks", MFdFlags::empty())?);
+    marks.set_len(MARKS_BYTES as u64)?;
+    let child = command(spec, theirs, &marks).spawn()?;
+    fcntl(&marks, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    Ok((Process { child, group }, UnixStream::from_std(ours)?))
+    Ok(Worker { process: Process { child, group }, socket: UnixStream::from_std(ours)?, marks })
 }
 
-fn command(spec: &WorkerSpec, socket: StdUnixStream) -> Command {
+fn command(spec: &WorkerSpec, socket: StdUnixStream, marks: &File) -> Command {
     let mut command = Command::new(&spec.python);
     match &spec.entry {
         Entry::Sdk => command.args(["-m", "outstation.worker"]),
@@ -99,7 +113,7 @@ fn command(spec: &WorkerSpec, socket: StdUnixStream) -> Command {
     };
     command
         // The socket is the worker's descriptor 0; everything else of ours is close-on-exec.
-        .args(["--fd", "0", "--bundle"])
+        .args(["--fd", "0", "--marks-fd", &marks.as_raw_fd().to_string(), "--bundle"])
         .arg(&spec.bundle)
         .stdin(Stdio::from(OwnedFd::from(socket)))
         .stdout(Stdio::piped())

@@ -1,298 +1,432 @@
 //! Admission as tables of events and what follows from them, and as random histories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use outstation_transform_server::admission::{
-    Action, Admission, Backoff, Config, Ended, Refusal, RequestId, WorkerId,
+    Action, Admission, CallerId, Config, Limits, Loss, Offer, Refusal, RequestId, TargetId,
+    WorkerId,
 };
 use proptest::prelude::*;
 
-const CONFIG: Config = Config { waiting_max: 3, waiting_bytes_max: 100 };
+const CONFIG: Config = Config { waiting_max: 6, waiting_bytes_max: 100 };
 
-/// Runs a script of events, one line each, and gives what came of it as text.
+/// Runs a script of events, one after the other, and gives what came of it as text.
 ///
-/// `at 5` sets the clock (ms) · `ready 1` · `call 7 10` (deadline, default 100; a third number is its bytes)
-/// · `done 1 7` · `gone 1` · `cancel 7` · `drain` · `close why` · `timeout`
+/// `at 5` sets the clock (ms) · `ready 1` · `call 7 k=v…` (`t` target, `c` caller, `d` deadline in ms, by
+/// default 1000, `b` bytes) · `take 1` · `done 1 7 30` (took 30 µs; without: not started) ·
+/// `gone 1 7` (ran 7; without: nothing) · `fetched 1 7` (answered, and runs 7) · `limit t running waiting` ·
+/// `retire 1` · `callers-left 7` · `drain` · `close why` · `timeout`
+struct Script {
+    admission: Admission<u64>,
+    start: Instant,
+    now: u64,
+    seen: Vec<String>,
+}
+
 fn run(script: &str) -> String {
-    let start = Instant::now();
-    let at = |millis: u64| start + Duration::from_millis(millis);
-    let mut admission = Admission::new(CONFIG, "starting");
-    let (mut now, mut seen) = (0, Vec::new());
-    for line in script.split([';', '\n']).map(str::trim).filter(|line| !line.is_empty()) {
+    let admission = Admission::new(CONFIG, "starting");
+    let mut run = Script { admission, start: Instant::now(), now: 0, seen: Vec::new() };
+    for line in script.split(';').map(str::trim).filter(|line| !line.is_empty()) {
+        run.step(line);
+        run.actions();
+    }
+    if run.admission.is_empty() {
+        run.seen.push("empty".into());
+    }
+    run.seen.join(", ")
+}
+
+impl Script {
+    fn at(&self, millis: u64) -> Instant {
+        self.start + Duration::from_millis(millis)
+    }
+
+    fn step(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
-        let number = |index: usize, default: u64| {
-            words.get(index).map_or(default, |word| word.parse().unwrap())
-        };
-        let id = |index| number(index, 0);
+        let maybe = |index: usize| words.get(index).map(|word| word.parse::<u64>().unwrap());
+        let (worker, second) = (WorkerId(maybe_id(&words)), || maybe(2).map(RequestId));
+        let now = self.at(self.now);
         match words[0] {
-            "at" => now = id(1),
+            "at" => self.now = maybe(1).unwrap(),
             "ready" => {
-                admission.open();
-                admission.handle_worker_ready(WorkerId(id(1)), at(now));
+                self.admission.open();
+                self.admission.handle_worker_ready(worker);
             }
             "call" => {
-                let (deadline, bytes) = (at(number(2, 100)), number(3, 1) as usize);
-                if let Err(refusal) = admission.offer(RequestId(id(1)), bytes, deadline, at(now)) {
-                    seen.push(format!("no {}: {refusal}", id(1)));
-                }
+                let option = |key: &str, default: u64| {
+                    let found = words.iter().find_map(|word| word.strip_prefix(key));
+                    found.map_or(default, |value| value.parse().unwrap())
+                };
+                let (request, deadline) = (maybe(1).unwrap(), self.at(option("d=", 1000)));
+                let (target, caller) =
+                    (TargetId(option("t=", 1) as u32), CallerId(option("c=", 1)));
+                let bytes = option("b=", 1) as usize;
+                let request_id = RequestId(request);
+                let offer =
+                    Offer { request: request_id, target, caller, bytes, deadline, call: request };
+                self.admission.offer(offer, now);
+            }
+            "take" => {
+                let taken = self.admission.take(worker, now, |_| false);
+                let taken: Vec<String> =
+                    taken.iter().map(|request| request.0.to_string()).collect();
+                self.seen.push(format!("[{}]", taken.join(" ")));
             }
             "done" => {
-                if let Err(error) =
-                    admission.handle_worker_done(WorkerId(id(1)), RequestId(id(2)), at(now))
+                let took = maybe(3).map(Duration::from_micros);
+                match self.admission.handle_done(worker, second().unwrap(), took) {
+                    Ok(Some(call)) => self.seen.push(format!("answer {call}")),
+                    Ok(None) => {}
+                    Err(error) => self.seen.push(error.to_string()),
+                }
+            }
+            "fetched" => {
+                if let Some(call) =
+                    self.admission.handle_fetched_answer(worker, second().unwrap(), None)
                 {
-                    seen.push(error.to_string());
+                    self.seen.push(format!("answer {call}"));
                 }
+                self.admission.handle_fetched(worker, maybe(3).map(RequestId), now);
             }
-            "gone" => {
-                if let Some(request) = admission.handle_worker_gone(WorkerId(id(1))) {
-                    seen.push(format!("lost {}", request.0));
-                }
+            "gone" => self.admission.handle_worker_gone(worker, second()),
+            "limit" => {
+                let most = |index| maybe(index).unwrap() as usize;
+                let limits = Limits { running_max: most(2), waiting_max: most(3), weight: 1 };
+                self.admission.limit(TargetId(maybe(1).unwrap() as u32), limits);
             }
-            "cancel" => drop(admission.cancel(RequestId(id(1)))),
-            "drain" => admission.drain(),
-            "close" => admission.close(words[1]),
-            "timeout" => admission.handle_timeout(at(now)),
+            "retire" => self.admission.retire(worker),
+            "callers-left" => {
+                let left = maybe(1).unwrap();
+                self.admission.drop_waiting(|call| *call == left);
+            }
+            "drain" => self.admission.drain(),
+            "close" => self.admission.close(words[1]),
+            "timeout" => self.admission.handle_timeout(now),
             other => panic!("{other}?"),
         }
-        while let Some(action) = admission.poll_action() {
-            seen.push(match action {
-                Action::Start { request, worker } => format!("{} on {}", request.0, worker.0),
-                Action::Refuse { request, refusal } => format!("no {}: {refusal}", request.0),
-                Action::Kill { worker, request } => format!("kill {} at {}", worker.0, request.0),
+    }
+
+    fn actions(&mut self) {
+        while let Some(action) = self.admission.poll_action() {
+            self.seen.push(match action {
+                Action::Wake { worker } => format!("wake {}", worker.0),
+                Action::Refuse { call, refusal } => format!("no {call}: {refusal}"),
+                Action::Lose { call, loss: Loss::Died } => format!("lost {call}"),
+                Action::Lose { call, loss: Loss::Runaway } => format!("runaway {call}"),
+                Action::Fetch { worker } => format!("fetch {}", worker.0),
+                Action::Kill { worker } => format!("kill {}", worker.0),
             });
         }
     }
-    if admission.is_empty() {
-        seen.push("empty".into());
+}
+
+fn maybe_id(words: &[&str]) -> u64 {
+    words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// A worker, and a target whose calls are known to take 10 µs.
+const KNOWN: &str = "ready 1; call 1; take 1; done 1 1 10; take 1; ";
+const KNOWN_SEEN: &str = "wake 1, [1], answer 1, [], ";
+
+fn check(cases: &[(&str, &str, &str)]) {
+    for (name, script, expected) in cases {
+        let (script, expected) = match script.strip_prefix("known; ") {
+            Some(rest) => (format!("{KNOWN}{rest}"), format!("{KNOWN_SEEN}{expected}")),
+            None => ((*script).to_owned(), (*expected).to_owned()),
+        };
+        assert_eq!(run(&script), expected, "{name}: {script}");
     }
-    seen.join(", ")
 }
 
 #[test]
-fn what_follows() {
-    let cases = [
-        ("an idle worker is used at once", "ready 1; call 7", "7 on 1"),
+fn who_starts_where() {
+    check(&[
+        ("an idle worker is called at once", "ready 1; call 7; take 1", "wake 1, [7]"),
         ("before any worker", "call 7", "no 7: no worker: starting, empty"),
-        ("the last idle one first", "ready 1; ready 2; call 7; call 8", "7 on 2, 8 on 1"),
         (
-            "in order of arrival",
-            "ready 1; call 7; call 8; call 9; done 1 7; done 1 8",
-            "7 on 1, 8 on 1, 9 on 1",
+            "the last idle one first, each for one",
+            "ready 1; ready 2; call 7; call 8; take 2; take 1",
+            "wake 2, wake 1, [7], [8]",
         ),
-        ("a ready worker takes what waits", "ready 1; call 7; call 8; ready 2", "7 on 1, 8 on 2"),
         (
-            "the queue is bounded",
-            "ready 1; call 1; call 2; call 3; call 4; call 5",
-            "1 on 1, no 5: 3 calls are waiting already",
+            "unknown calls one by one",
+            "ready 1; call 7; call 8; take 1; done 1 7 10; take 1",
+            "wake 1, [7], answer 7, [8]",
+        ),
+        (
+            "what came meanwhile shares a frame",
+            "known; call 7; call 8; call 9; take 1",
+            "wake 1, [7 8 9]",
+        ),
+        (
+            "slow calls go alone",
+            "ready 1; call 1; take 1; done 1 1 1000; take 1; call 7; call 8; take 1",
+            "wake 1, [1], answer 1, [], wake 1, [7]",
+        ),
+        (
+            "two that were called share what waits",
+            "known; ready 2; call 7; call 8; call 9; call 10; take 2; take 1",
+            "wake 2, wake 1, [7 8], [9 10]",
+        ),
+        (
+            "a ready worker takes what waits",
+            "ready 1; call 7; take 1; call 8; ready 2; take 2",
+            "wake 1, [7], wake 2, [8]",
+        ),
+        ("an idle worker goes", "ready 1; gone 1; call 1; ready 2; take 2", "wake 2, [1]"),
+        (
+            "targets take turns by their time",
+            "known; ready 2; call 2 t=2; take 2; done 2 2 10; take 2; gone 2; \
+             call 3; call 4; call 5; call 6 t=2; take 1",
+            "wake 2, [2], answer 2, [], wake 1, [3 6 4 5]",
+        ),
+        (
+            "and so do a target's callers",
+            "known; call 3; call 4; call 5; call 6 c=2; take 1",
+            "wake 1, [6 3 4 5]",
+        ),
+        (
+            "a target has its bound of running calls",
+            "known; limit 1 2 9; call 3; call 4; call 5; take 1; done 1 3 10; done 1 4 10; take 1",
+            "wake 1, [3 4], answer 3, answer 4, [5]",
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_refused() {
+    check(&[
+        (
+            "the queue is bounded, and a flood pays for itself",
+            "ready 1; call 1; take 1; call 2; call 3; call 4; call 5; call 6; call 7; call 8; call 9 t=2",
+            "wake 1, [1], no 8: 6 calls are waiting already, no 7: 6 calls are waiting already",
+        ),
+        (
+            "a target has its bound of waiting calls",
+            "ready 1; limit 1 9 1; call 1; take 1; call 2; call 3; call 4 t=2",
+            "wake 1, [1], no 3: 1 calls of it are waiting already, as many as it may have",
         ),
         (
             "and so are its bytes",
-            "ready 1; call 1; call 2 100 60; call 3 100 41",
-            "1 on 1, no 3: calls of 100 bytes are waiting already",
+            "ready 1; call 1; take 1; call 2 b=60; call 3 b=41",
+            "wake 1, [1], no 3: calls of 100 bytes are waiting already",
         ),
         (
             "one large request may wait",
-            "ready 1; call 1; call 2 100 5000; done 1 1",
-            "1 on 1, 2 on 1",
+            "ready 1; call 1; take 1; call 2 b=5000; done 1 1 10; take 1",
+            "wake 1, [1], answer 1, [2]",
         ),
         (
-            "bytes are given back",
-            "ready 1; call 1; call 2 100 60; cancel 2; call 3 100 60; done 1 1",
-            "1 on 1, 3 on 1",
+            "a place is free when its caller has left",
+            "ready 1; call 1; take 1; call 2 b=60; callers-left 2; call 3 b=60",
+            "wake 1, [1], no 2: the caller went away",
+        ),
+        (
+            "what would expire in the queue is told so at once",
+            "ready 1; call 1; take 1; done 1 1 100000; take 1; call 2; take 1; call 3; call 4 d=150; call 5 d=50",
+            "wake 1, [1], answer 1, [], wake 1, [2], no 5: what waits before it needs about 199 ms, longer than it may wait",
         ),
         (
             "late from the start",
-            "ready 1; at 100; call 7 100",
+            "ready 1; at 100; call 7 d=100",
             "no 7: the deadline passed before a worker was free, empty",
         ),
         (
             "never started after its deadline",
-            "ready 1; call 1; call 2 10; call 3; at 10; done 1 1",
-            "1 on 1, no 2: the deadline passed before a worker was free, 3 on 1",
+            "ready 1; call 1; take 1; call 2 d=10; call 3; at 10; done 1 1 10; take 1",
+            "wake 1, [1], answer 1, [3], no 2: the deadline passed before a worker was free",
         ),
         (
             "expires while waiting",
-            "ready 1; call 1; call 2 10; at 10; timeout",
-            "1 on 1, no 2: the deadline passed before a worker was free",
-        ),
-        (
-            "a runaway costs its worker",
-            "ready 1; call 1 10; call 2; at 9; timeout; at 10; timeout; ready 2",
-            "1 on 1, kill 1 at 1, 2 on 2",
-        ),
-        (
-            "a killed worker's answer is too late",
-            "ready 1; call 1 10; at 10; timeout; done 1 1; gone 1",
-            "1 on 1, kill 1 at 1, worker 1 answered call 1, which it does not run, empty",
-        ),
-        (
-            "a cancelled caller leaves the queue",
-            "ready 1; call 1; call 2; cancel 2; done 1 1",
-            "1 on 1, empty",
-        ),
-        (
-            "cancelled while it runs",
-            "ready 1; call 1; cancel 1; call 2; done 1 1",
-            "1 on 1, 2 on 1",
-        ),
-        (
-            "the started request is lost",
-            "ready 1; call 1; call 2; gone 1; ready 2",
-            "1 on 1, lost 1, 2 on 2",
-        ),
-        ("an idle worker goes", "ready 1; gone 1; call 1; ready 2", "1 on 2"),
-        (
-            "an answer to something else",
-            "ready 1; call 1; done 1 9; done 1 1; done 1 1",
-            "1 on 1, worker 1 answered call 9, which it does not run, worker 1 answered call 1, which it does not run, empty",
+            "ready 1; call 1; take 1; call 2 d=10; at 10; timeout",
+            "wake 1, [1], no 2: the deadline passed before a worker was free",
         ),
         (
             "drain finishes what was taken",
-            "ready 1; call 1; call 2; drain; call 3; done 1 1; done 1 2",
-            "1 on 1, no 3: the server is draining, 2 on 1, empty",
+            "ready 1; call 1; take 1; call 2; drain; call 3; done 1 1 10; take 1; done 1 2 10",
+            "wake 1, [1], no 3: the server is draining, answer 1, [2], answer 2, empty",
         ),
         (
             "without workers what waits is refused",
-            "ready 1; call 1; call 2; gone 1; close broken; call 3; ready 2; call 4",
-            "1 on 1, lost 1, no 2: no worker: broken, no 3: no worker: broken, 4 on 2",
+            "ready 1; call 1; take 1; call 2; gone 1 1; close broken; call 3; ready 2; call 4; take 2",
+            "wake 1, [1], lost 1, no 2: no worker: broken, no 3: no worker: broken, wake 2, [4]",
         ),
-    ];
-    for (name, script, expected) in cases {
-        assert_eq!(run(script), expected, "{name}: {script}");
-    }
+    ]);
 }
 
 #[test]
-fn pauses_between_workers() {
-    let check = |ends: &[Ended], expected: &[u64]| {
-        let mut backoff = Backoff::default();
-        let pauses: Vec<u64> =
-            ends.iter().map(|end| backoff.next(*end).as_millis() as u64).collect();
-        assert_eq!(pauses, expected, "{ends:?}");
-    };
-    let died = |secs| Ended::Died { lived: Duration::from_secs(secs) };
-    check(&[Ended::Killed, Ended::Killed], &[0, 0]);
-    check(&[Ended::NeverReady; 10], &[100, 200, 400, 800, 1600, 3200, 6400, 12800, 15000, 15000]);
-    check(
-        &[died(0), died(1), Ended::Killed, died(2), died(10), died(0)],
-        &[100, 200, 0, 400, 0, 100],
-    );
+fn when_a_worker_ends() {
+    check(&[
+        (
+            "the started request is lost, and no other of its frame",
+            "known; call 2; call 3; call 4; take 1; done 1 2 10; gone 1 3; ready 2; take 2",
+            "wake 1, [2 3 4], answer 2, lost 3, wake 2, [4]",
+        ),
+        (
+            "what had not begun waits where it was, before what came later",
+            "known; call 2; call 3; take 1; call 4; gone 1; ready 2; take 2",
+            "wake 1, [2 3], wake 2, [2 3 4]",
+        ),
+        (
+            "three workers that ended with it are enough",
+            "ready 1; call 7; take 1; gone 1; ready 2; take 2; gone 2; ready 3; take 3; gone 3",
+            "wake 1, [7], wake 2, [7], wake 3, [7], lost 7, empty",
+        ),
+        (
+            "a runaway costs its worker and itself",
+            "known; call 2 d=10; call 3; take 1; at 10; timeout; fetched 1 0 2; ready 2; take 2",
+            "wake 1, [2 3], fetch 1, kill 1, runaway 2, wake 2, [3]",
+        ),
+        (
+            "late, but the one before it is to blame",
+            "known; call 2; call 3 d=10; take 1; at 10; timeout; fetched 1 0 2; done 1 2 10; done 1 3; take 1",
+            "wake 1, [2 3], fetch 1, no 3: the deadline passed before a worker was free, answer 2, [], empty",
+        ),
+        (
+            "answers that are held back are fetched",
+            "known; call 2; call 3; take 1; at 2; timeout; fetched 1 2 3; at 50; timeout; done 1 2 10; done 1 3 10",
+            "wake 1, [2 3], fetch 1, answer 2, answer 3, empty",
+        ),
+        (
+            "a killed worker's answer is too late",
+            "known; call 2 d=10; take 1; at 10; timeout; fetched 1 0 2; done 1 2 10; gone 1",
+            "wake 1, [2], fetch 1, kill 1, runaway 2, worker 1 answered call 2, which it does not run, empty",
+        ),
+        (
+            "an answer to something else",
+            "known; call 2; take 1; done 1 9 10; done 1 2 10; done 1 2 10",
+            "wake 1, [2], worker 1 answered call 9, which it does not run, answer 2, worker 1 answered call 2, which it does not run, empty",
+        ),
+        (
+            "a retiring worker finishes, is woken, and gets nothing",
+            "known; call 2; take 1; retire 1; call 3; done 1 2 10; take 1; gone 1; ready 2; take 2",
+            "wake 1, [2], answer 2, wake 1, [], wake 2, [3]",
+        ),
+    ]);
 }
 
 #[derive(Debug, Clone)]
 enum Event {
     Ready,
-    Call { bytes: usize, timeout: u64 },
-    Done { nth: usize },
-    Gone { nth: usize },
-    Cancel { nth: usize },
+    Call { bytes: usize, timeout: u64, target: u32 },
+    Take { nth: usize },
+    Done { nth: usize, micros: Option<u64> },
+    Gone { nth: usize, ran: bool },
     Wait { millis: u64 },
+    Retire { nth: usize },
     Close,
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => Just(Event::Ready),
-        6 => (0usize..120, 0u64..50).prop_map(|(bytes, timeout)| Event::Call { bytes, timeout }),
-        4 => (0usize..8).prop_map(|nth| Event::Done { nth }),
-        1 => (0usize..8).prop_map(|nth| Event::Gone { nth }),
-        2 => (0usize..8).prop_map(|nth| Event::Cancel { nth }),
+        8 => (0usize..60, 0u64..50, 1u32..4).prop_map(|(bytes, timeout, target)| Event::Call { bytes, timeout, target }),
+        6 => (0usize..8).prop_map(|nth| Event::Take { nth }),
+        8 => (0usize..8, prop::option::of(1u64..300)).prop_map(|(nth, micros)| Event::Done { nth, micros }),
+        1 => (0usize..8, any::<bool>()).prop_map(|(nth, ran)| Event::Gone { nth, ran }),
         2 => (0u64..30).prop_map(|millis| Event::Wait { millis }),
+        1 => (0usize..8).prop_map(|nth| Event::Retire { nth }),
         1 => Just(Event::Close),
     ]
 }
 
 proptest! {
-    /// Whatever happens: a request gets exactly one end, never starts late, a worker runs one at a time,
-    /// nothing waits beside an idle worker, and the bounds hold.
+    /// Whatever happens: a request gets exactly one end, is never given late, a worker has one frame at
+    /// a time, nothing waits beside a worker that nobody called, and the bounds hold.
     #[test]
-    fn any_history(events in prop::collection::vec(event(), 1..120)) {
+    fn any_history(events in prop::collection::vec(event(), 1..200)) {
         let mut now = Instant::now();
         let mut admission = Admission::new(CONFIG, "starting");
         let mut next = 0u64;
-        let mut open = false;
-        let mut waiting: BTreeMap<RequestId, Instant> = BTreeMap::new();
-        let mut running: BTreeMap<WorkerId, (RequestId, Instant)> = BTreeMap::new();
-        let mut idle: Vec<WorkerId> = Vec::new();
+        let mut open: BTreeMap<u64, Instant> = BTreeMap::new();
+        let mut frames: BTreeMap<WorkerId, Vec<RequestId>> = BTreeMap::new();
+        let (mut woken, mut retired) = (BTreeSet::new(), BTreeSet::new());
         for event in events {
             next += 1;
+            let nth_worker = |nth: usize| frames.keys().nth(nth).copied();
             match event {
                 Event::Ready => {
-                    open = true;
                     admission.open();
-                    admission.handle_worker_ready(WorkerId(next), now);
-                    idle.push(WorkerId(next));
+                    admission.handle_worker_ready(WorkerId(next));
+                    frames.insert(WorkerId(next), Vec::new());
                 }
-                Event::Call { bytes, timeout } => {
+                Event::Call { bytes, timeout, target } => {
                     let deadline = now + Duration::from_millis(timeout);
-                    match admission.offer(RequestId(next), bytes, deadline, now) {
-                        Ok(()) => {
-                            prop_assert!(open && timeout > 0);
-                            waiting.insert(RequestId(next), deadline);
+                    open.insert(next, deadline);
+                    let (request, caller) = (RequestId(next), CallerId(next % 2));
+                    admission.offer(Offer { request, target: TargetId(target), caller, bytes, deadline, call: next }, now);
+                }
+                Event::Take { nth } => if let Some(worker) = nth_worker(nth) {
+                    // Only who was woken, or has just finished, comes.
+                    if woken.remove(&worker) || admission.is_free(worker) {
+                        let taken = admission.take(worker, now, |_| false);
+                        prop_assert!(taken.is_empty() || frames[&worker].is_empty());
+                        prop_assert!(taken.is_empty() || !retired.contains(&worker));
+                        for request in &taken {
+                            prop_assert!(open[&request.0] > now, "late");
                         }
-                        Err(Refusal::NoWorker { .. }) => prop_assert!(!open),
-                        Err(Refusal::Expired) => prop_assert_eq!(timeout, 0),
-                        Err(Refusal::TooManyWaiting { .. } | Refusal::TooManyBytesWaiting { .. }) => prop_assert!(idle.is_empty()),
-                        Err(Refusal::Draining) => prop_assert!(false),
+                        frames.get_mut(&worker).unwrap().extend(taken);
                     }
-                }
-                Event::Done { nth } => {
-                    if let Some((&worker, &(request, _))) = running.iter().nth(nth) {
-                        running.remove(&worker);
-                        idle.push(worker);
-                        prop_assert!(admission.handle_worker_done(worker, request, now).is_ok());
+                },
+                Event::Done { nth, micros } => if let Some(worker) = nth_worker(nth) {
+                    let frame = frames.get_mut(&worker).unwrap();
+                    if !frame.is_empty() {
+                        let request = frame.remove(0);
+                        let call = admission.handle_done(worker, request, micros.map(Duration::from_micros)).unwrap();
+                        // Nothing if it was refused as late meanwhile.
+                        prop_assert_eq!(call, open.remove(&request.0).map(|_| request.0));
                     }
-                }
-                Event::Gone { nth } => {
-                    if let Some(&worker) = running.keys().chain(&idle).nth(nth) {
-                        let lost = running.remove(&worker).map(|(request, _)| request);
-                        idle.retain(|idle| *idle != worker);
-                        prop_assert_eq!(admission.handle_worker_gone(worker), lost);
-                    }
-                }
-                Event::Cancel { nth } => {
-                    if let Some(&request) = waiting.keys().nth(nth) {
-                        prop_assert!(admission.cancel(request));
-                        waiting.remove(&request);
-                    }
-                }
+                },
+                Event::Gone { nth, ran } => if let Some(worker) = nth_worker(nth) {
+                    let frame = frames.remove(&worker).unwrap();
+                    woken.remove(&worker);
+                    admission.handle_worker_gone(worker, frame.first().filter(|_| ran).copied());
+                },
                 Event::Wait { millis } => {
                     now += Duration::from_millis(millis);
                     admission.handle_timeout(now);
                 }
-                Event::Close => {
-                    if running.is_empty() && idle.is_empty() {
-                        open = false;
-                        admission.close("broken");
-                    }
-                }
+                Event::Retire { nth } => if let Some(worker) = nth_worker(nth) {
+                    retired.insert(worker);
+                    admission.retire(worker);
+                },
+                Event::Close => if frames.is_empty() {
+                    admission.close("broken");
+                },
             }
             while let Some(action) = admission.poll_action() {
                 match action {
-                    Action::Start { request, worker } => {
-                        let deadline = waiting.remove(&request);
-                        prop_assert!(deadline.is_some_and(|deadline| deadline > now), "late or unknown");
-                        let before = idle.len();
-                        idle.retain(|idle| *idle != worker);
-                        prop_assert_eq!(idle.len() + 1, before, "the worker was idle");
-                        running.insert(worker, (request, deadline.unwrap()));
+                    Action::Wake { worker } => drop(woken.insert(worker)),
+                    Action::Refuse { call, refusal } => {
+                        let deadline = open.remove(&call);
+                        prop_assert!(deadline.is_some(), "ended twice");
+                        prop_assert!(refusal != Refusal::Expired || deadline.unwrap() <= now);
                     }
-                    Action::Refuse { request, refusal } => {
-                        let deadline = waiting.remove(&request).unwrap();
-                        prop_assert!(refusal != Refusal::Expired || deadline <= now);
+                    Action::Lose { call, loss } => {
+                        let deadline = open.remove(&call);
+                        prop_assert!(deadline.is_some(), "ended twice");
+                        prop_assert!(loss == Loss::Died || deadline.unwrap() <= now);
                     }
-                    Action::Kill { worker, request } => {
-                        let (ran, deadline) = running.remove(&worker).unwrap();
-                        prop_assert!(ran == request && deadline <= now);
+                    Action::Fetch { worker } => {
+                        let running = frames.get(&worker).and_then(|frame| frame.first()).copied();
+                        admission.handle_fetched(worker, running, now);
+                    }
+                    Action::Kill { worker } => {
+                        prop_assert!(frames.remove(&worker).is_some());
+                        woken.remove(&worker);
                     }
                 }
             }
-            prop_assert!(waiting.is_empty() || idle.is_empty());
-            prop_assert!(waiting.len() <= CONFIG.waiting_max);
-            prop_assert_eq!(admission.is_empty(), waiting.is_empty() && running.is_empty());
-            let first = waiting.values().chain(running.values().map(|(_, deadline)| deadline)).min();
-            prop_assert_eq!(admission.next_timeout(), first.copied());
+            let with_workers: usize = frames.values().flatten().filter(|request| open.contains_key(&request.0)).count();
+            prop_assert_eq!(admission.waiting() + with_workers, open.len(), "each open request is somewhere");
+            prop_assert!(admission.waiting() <= CONFIG.waiting_max + frames.len() * 32);
+            prop_assert_eq!(admission.is_empty(), open.is_empty());
+            let idle = frames.iter().filter(|(worker, frame)| {
+                frame.is_empty() && !woken.contains(worker) && !retired.contains(worker) && !admission.is_free(**worker)
+            });
+            prop_assert!(admission.waiting() == 0 || idle.count() == 0);
+            prop_assert_eq!(admission.next_timeout().is_some(), !open.is_empty());
         }
     }
 }

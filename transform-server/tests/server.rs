@@ -183,14 +183,21 @@ async fn a_cancelled_caller_is_dropped_and_a_full_queue_refuses() {
     let bundle = Bundle::new();
     let server = start_stub(&bundle, &[]).await;
     let channel = server.until_serving().await;
-    let spawn_gate = || {
+    let first = tokio::spawn({
         let channel = channel.clone();
-        tokio::spawn(async move { call(&channel, "gate", None).await })
-    };
-    let first = spawn_gate();
+        async move { call(&channel, "gate", None).await }
+    });
     bundle.until_lines("started", 1).await;
-    // One more than may wait: exactly one is refused, and tells which ones were queued.
-    let mut waiting: Vec<_> = (0..1025).map(|_| spawn_gate()).collect();
+    // One more than may wait: exactly one is refused, and tells which ones were queued. A connection has
+    // fewer at a time.
+    let mut channels = Vec::new();
+    for _ in 0..5 {
+        channels.push(server.channel().await);
+    }
+    let spawn_on =
+        |channel: Channel| tokio::spawn(async move { call(&channel, "gate", None).await });
+    let mut waiting: Vec<_> =
+        (0..1025).map(|number| spawn_on(channels[number % 5].clone())).collect();
     let (refused, index, _) = futures::future::select_all(&mut waiting).await;
     let status = refused.unwrap().unwrap_err();
     assert_eq!(
@@ -248,6 +255,132 @@ async fn dying_workers_cost_the_started_request() {
         until("the end of what a worker left behind", async || (!alive(&orphan)).then_some(()))
             .await;
     }
+}
+
+/// Calls of one target that differ in what the worker does with them.
+fn doing(what: &'static str) -> Bytes {
+    [&request("echo")[..], &[0x1a, what.len() as u8], what.as_bytes()].concat().into()
+}
+
+/// Sends calls that will be in one frame, and lets the worker have it: each with its timeout.
+async fn in_one_frame(
+    bundle: &Bundle,
+    channel: &Channel,
+    calls: &[(&'static str, u64)],
+) -> Vec<tokio::task::JoinHandle<Result<Bytes, Status>>> {
+    // How long a call takes is known from then on: many fit a frame.
+    call(channel, "echo", None).await.unwrap();
+    let spawn = |bytes: Bytes, millis: u64| {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            call_bytes(&channel, bytes, Some(Duration::from_millis(millis))).await
+        })
+    };
+    let gate = spawn(request("gate"), 60_000);
+    bundle.until_lines("started", 1).await;
+    let calls = calls.iter().map(|(what, millis)| spawn(doing(what), *millis)).collect();
+    // What a connection brought before this is queued when this is answered.
+    let list = "/outstation.transform.v1.Transform/ListTargets";
+    unary(channel, list, Bytes::new(), None).await.unwrap();
+    bundle.write("open", "");
+    gate.await.unwrap().unwrap();
+    std::fs::remove_file(bundle.path().join("open")).unwrap();
+    calls
+}
+
+#[tokio::test]
+async fn a_death_costs_the_call_that_ran_and_no_other_of_its_frame() {
+    let bundle = Bundle::new();
+    let server = start_stub(&bundle, &[]).await;
+    let channel = server.until_serving().await;
+    let calls =
+        [("!hold", 60_000), ("!hold", 60_000), ("!die", 60_000), ("a", 60_000), ("b", 60_000)];
+    let mut answers = in_one_frame(&bundle, &channel, &calls).await.into_iter();
+    for what in ["!hold", "!hold"] {
+        let answer = answers.next().unwrap().await.unwrap();
+        assert_eq!(answer.unwrap(), doing(what), "finished, and not lost with the worker");
+    }
+    let lost = answers.next().unwrap().await.unwrap().unwrap_err();
+    assert_eq!((lost.code(), not_started(&lost)), (Code::Aborted, false), "{lost:?}");
+    for what in ["a", "b"] {
+        let answer = answers.next().unwrap().await.unwrap();
+        assert_eq!(answer.unwrap(), doing(what), "not begun, and given to another worker");
+    }
+    assert_eq!(bundle.lines("workers").len(), 2);
+}
+
+#[tokio::test]
+async fn a_runaway_holds_back_no_answer_of_its_frame() {
+    let bundle = Bundle::new();
+    let server = start_stub(&bundle, &[]).await;
+    let channel = server.until_serving().await;
+    let calls = [("!hold", 60_000), ("!hang", 3000), ("late", 300), ("a", 60_000)];
+    let mut answers = in_one_frame(&bundle, &channel, &calls).await.into_iter();
+    let (held, hanging) = (answers.next().unwrap(), answers.next().unwrap());
+    assert_eq!(held.await.unwrap().unwrap(), doing("!hold"));
+    let late = answers.next().unwrap().await.unwrap().unwrap_err();
+    assert_eq!((late.code(), not_started(&late)), (Code::DeadlineExceeded, true), "{late:?}");
+    assert!(!hanging.is_finished(), "both were answered while it ran on");
+    let runaway = hanging.await.unwrap().unwrap_err();
+    assert_eq!((runaway.code(), not_started(&runaway)), (Code::DeadlineExceeded, false));
+    assert!(runaway.message().contains("its worker has been ended"), "{runaway:?}");
+    assert_eq!(answers.next().unwrap().await.unwrap().unwrap(), doing("a"));
+    assert_eq!(bundle.lines("workers").len(), 2);
+}
+
+#[tokio::test]
+async fn a_worn_worker_is_relieved_and_no_call_notices() {
+    let bundle = Bundle::new();
+    let server = start_stub(&bundle, &["--worker-calls-max", "20"]).await;
+    let channel = server.until_serving().await;
+    until("another worker", async || {
+        assert_eq!(call(&channel, "echo", None).await.unwrap(), request("echo"));
+        (bundle.lines("workers").len() >= 3).then_some(())
+    })
+    .await;
+    let first = bundle.lines("workers")[0].clone();
+    until("the worn one's end", async || (!alive(&first)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn prometheus_sees_what_came_of_the_calls() {
+    let bundle = Bundle::new();
+    let server = start_stub(&bundle, &["--metrics", "127.0.0.1:0"]).await;
+    let channel = server.until_serving().await;
+    for target in ["echo", "echo", "fail", "die", "nothing-of-that-name"] {
+        let _ = call(&channel, target, None).await;
+    }
+    let text = scrape(server.metrics.unwrap()).await;
+    for line in [
+        "outstation_transform_calls_total{function=\"echo\",outcome=\"ok\"} 2",
+        "outstation_transform_calls_total{function=\"fail\",outcome=\"failed\"} 1",
+        "outstation_transform_calls_total{function=\"die\",outcome=\"worker_died\"} 1",
+        "outstation_transform_function_seconds_count{function=\"echo\"} 2",
+        "outstation_transform_queue_seconds_count{function=\"die\"} 1",
+        "outstation_transform_worker_ends_total{why=\"died\"} 1",
+        "outstation_transform_waiting 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("nothing-of-that-name"), "a caller makes no series of its own");
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn a_trace_reaches_the_worker() {
+    let bundle = Bundle::new();
+    let server = start_stub(&bundle, &[]).await;
+    let channel = server.until_serving().await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let mut traced = tonic::Request::new(request("env"));
+    traced.metadata_mut().insert("traceparent", trace.parse().unwrap());
+    let origin = "http://test".parse().unwrap();
+    let path = "/outstation.transform.v1.Transform/Call".parse().unwrap();
+    let mut grpc = tonic::client::Grpc::with_origin(channel, origin);
+    let answer: Bytes =
+        grpc.unary(traced, path, outstation_api::codec::BytesCodec).await.unwrap().into_inner();
+    let seen: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(seen["trace"], trace);
 }
 
 #[tokio::test]

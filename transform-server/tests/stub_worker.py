@@ -1,21 +1,25 @@
 """A worker without the SDK, for behaviour that no honest bundle shows.
 
-Argument: --fd N --bundle DIR. `DIR/mode` changes how it starts; the target's name says what a call does.
+Arguments: --fd N --marks-fd M --bundle DIR. `DIR/mode` changes how it starts; the target's name says what a call does.
 """
 
 import json
+import mmap
 import os
+import select
 import socket
 import struct
 import sys
 import time
 
-READY, DONE, FAILED, LOG, CALL = 1, 2, 3, 4, 16
+READY, DONE, FAILED, LOG, SKIPPED, CALL = 1, 2, 3, 4, 5, 16
 TARGETS = ["echo", "gate", "hang", "die", "garbage", "wrong_id", "fail", "log", "fork_die", "env", "big"]
 
 args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 bundle = args["--bundle"]
 sock = socket.socket(fileno=os.dup(int(args["--fd"])))
+marks = mmap.mmap(int(args["--marks-fd"]), 4096 + (256 << 10))
+held = b""
 
 
 def mode():
@@ -28,6 +32,32 @@ def mode():
 
 def send(kind, request, payload=b""):
     sock.sendall(struct.pack("<IBQ", 9 + len(payload), kind, request) + payload)
+
+
+def running(request):
+    marks[0:8] = struct.pack("=Q", request)
+
+
+def flush():
+    global held
+    sock.sendall(held)
+    held = b""
+    marks[8:16] = struct.pack("=Q", 0)
+
+
+def done(request, payload):
+    """Sends the answer, after those that were held back."""
+    flush()
+    send(DONE, request, struct.pack("<QQ", 1000, 500) + payload)
+
+
+def hold(request, payload):
+    """Keeps the answer back, where the server can see it."""
+    global held
+    body = struct.pack("<QQ", 1000, 500) + payload
+    held += struct.pack("<IBQ", 9 + len(body), DONE, request) + body
+    marks[4096 : 4096 + len(held)] = held
+    marks[8:16] = struct.pack("=Q", len(held))
 
 
 def receive(count):
@@ -76,15 +106,31 @@ touch("workers")
 send(READY, 0, targets())
 
 while True:
+    if held and not select.select([sock], [], [], 0)[0]:
+        flush()
     length, kind, request = struct.unpack("<IBQ", receive(13))
     payload = receive(length - 9)
+    running(request)
+    deadline, _, traced = struct.unpack_from("<QqB", payload)
+    trace, payload = payload[17 : 17 + traced], payload[17 + traced :]
+    if deadline and time.monotonic_ns() >= deadline:
+        running(0)
+        send(SKIPPED, request)
+        continue
     name = payload[2 : 2 + payload[1]].decode()
     if name == "echo":
-        send(DONE, request, payload)
+        if b"!hold" in payload:
+            hold(request, payload)
+        elif b"!die" in payload:
+            os._exit(7)
+        else:
+            if b"!hang" in payload:
+                wait_for("never")
+            done(request, payload)
     elif name == "gate":
         touch("started")
         wait_for("open")
-        send(DONE, request, payload)
+        done(request, payload)
     elif name == "hang":
         touch("hanging")
         while True:
@@ -104,18 +150,21 @@ while True:
         sock.sendall(b"\xff" * 64)
         time.sleep(600)
     elif name == "wrong_id":
-        send(DONE, request + 1000, payload)
+        done(request + 1000, payload)
     elif name == "fail":
-        send(FAILED, request, b"\x03" + "fail: no rows, öh".encode())
+        send(FAILED, request, bytes(16) + b"\x03" + "fail: no rows, öh".encode())
     elif name == "log":
         for number in range(20000):
             line = {"level": "info", "stream": "stdout", "function": "log", "text": f"line {number}"}
             send(LOG, request, json.dumps(line).encode())
         print("printed past the capture", flush=True)
-        send(DONE, request, payload)
+        done(request, payload)
     elif name == "env":
         fds = sorted(int(fd) for fd in os.listdir("/proc/self/fd"))
-        state = {"env": dict(os.environ), "cwd": os.getcwd(), "fds": [os.readlink(f"/proc/self/fd/{fd}") for fd in fds if os.path.lexists(f"/proc/self/fd/{fd}")]}
-        send(DONE, request, json.dumps(state).encode())
+        state = {"env": dict(os.environ), "cwd": os.getcwd(), "trace": trace.decode(), "fds": [os.readlink(f"/proc/self/fd/{fd}") for fd in fds if os.path.lexists(f"/proc/self/fd/{fd}")]}
+        done(request, json.dumps(state).encode())
     elif name == "big":
-        send(DONE, request, b"x" * (65 << 20))
+        done(request, b"x" * (65 << 20))
+    else:
+        send(FAILED, request, bytes(16) + b"\x05" + f"no {name}".encode())
+    running(0)

@@ -19,7 +19,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outstation_api::codec::BytesCodec;
 use outstation_transform_server::{Options, Server};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -99,6 +99,7 @@ pub fn stub() -> PathBuf {
 /// A server inside the test's process.
 pub struct Running {
     pub address: SocketAddr,
+    pub metrics: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     ended: Option<JoinHandle<()>>,
 }
@@ -109,12 +110,12 @@ pub async fn start(bundle: &Path, extra: &[&str]) -> Running {
         vec!["server", "--listen", "127.0.0.1:0", "--python", &python, "--bundle", &bundle];
     arguments.extend(extra);
     let server = Server::bind(Options::try_parse_from(arguments).unwrap()).await.unwrap();
-    let address = server.local_addr().unwrap();
+    let (address, metrics) = (server.local_addr().unwrap(), server.metrics_addr());
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running { address, stop: Some(stop), ended: Some(ended) }
+    Running { address, metrics, stop: Some(stop), ended: Some(ended) }
 }
 
 pub async fn start_stub(bundle: &Bundle, extra: &[&str]) -> Running {
@@ -187,6 +188,16 @@ pub async fn health(channel: &Channel, service: &str) -> Result<ServingStatus, t
         .check(request)
         .await;
     checked.map(|response| response.into_inner().status()).map_err(|status| status.code())
+}
+
+/// What Prometheus would read.
+pub async fn scrape(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    answer
 }
 
 /// A request that names the target, and carries one row of nothing.
