@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 # A line is for a person or a search index; what is longer is data, and belongs elsewhere.
 LINE_BYTES_MAX = 4096
@@ -24,10 +24,16 @@ Send = Callable[[int, bytes], object]
 
 
 class Capture:
-    """The captured streams of this process, and the count of lines of the current request."""
+    """The captured streams of this process, and the count of lines of the current request.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Until it is connected it keeps the lines: those of the import, in a parent that forks workers.
+    """
+
+    def __init__(self) -> None:
+        self._send: Optional[Send] = None
+        self._forget: Callable[[], object] = _nothing
+        self._kept: List[bytes] = []
+        self._forks_itself = False
         # Reentrant: a `__del__` may print while a line is being sent by the same thread.
         self._lock = threading.RLock()
         self._busy = False
@@ -44,6 +50,37 @@ class Capture:
         root = logging.getLogger()
         root.addHandler(_Handler(self))
         root.setLevel(logging.INFO)
+        os.register_at_fork(after_in_child=self._in_child)
+
+    def connect(self, send: Send, forget: Callable[[], object]) -> None:
+        """Lines from here on, and those kept so far, go to `send`.
+
+        `forget` is called in the children of user code: they must not have what `send` uses.
+        """
+        with self._lock:
+            self._send, self._forget = send, forget
+            for payload in self.take():
+                send(0, payload)
+
+    def take(self) -> List[bytes]:
+        """The lines kept so far, payloads of LOG frames of no request; they are kept no longer."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        return kept
+
+    def fork(self) -> int:
+        """`os.fork` with a child that goes on as this process, where those of user code must not."""
+        self._forks_itself = True
+        try:
+            return os.fork()
+        finally:
+            self._forks_itself = False
+
+    def _in_child(self) -> None:
+        if self._forks_itself:
+            self._lock = threading.RLock()
+        else:
+            self._stop()
 
     def begin(self, request: int) -> None:
         """Lines from here on belong to `request`; 0 is none."""
@@ -78,22 +115,31 @@ class Capture:
 
     def _emit(self, level: str, stream: str, text: str) -> None:
         line = {"level": level, "stream": stream, "function": self._function, "text": cut(text)}
+        payload = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
         self._busy = True
         try:
-            self._send(self._request, json.dumps(line, ensure_ascii=False).encode("utf-8", "replace"))
+            if self._send is not None:
+                self._send(self._request, payload)
+            elif len(self._kept) <= LINES_PER_REQUEST_MAX:
+                self._kept.append(payload)
         finally:
             self._busy = False
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """In a forked child: back to the descriptors, for the socket is its parent's."""
         self._lock = threading.RLock()
-        self._send = lambda request, payload: None
+        self._send = _nothing
         self._forked = True
+        self._forget()
         for stream, descriptor in (("stdout", 1), ("stderr", 2)):
             try:
                 setattr(sys, stream, open(descriptor, "w", closefd=False, errors="replace"))
             except OSError:
                 setattr(sys, stream, None)
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def cut(text: str) -> str:

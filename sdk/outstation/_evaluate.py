@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from time import perf_counter_ns
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Sequence, Tuple
 
 from . import _codec
@@ -69,6 +70,8 @@ class Evaluator:
         ]
         self._converters = [(f.name, converter(f.dtype)) for f in view.features]
         self._features = {feature.name: feature.dtype for feature in view.features}
+        #: Spent in the function, over all calls.
+        self.function_ns = 0
 
     def evaluate(self, row: Mapping[str, Any], with_traceback: bool = True) -> bytes:
         """Raises `Failed`."""
@@ -120,12 +123,15 @@ class Evaluator:
         return values
 
     def _call(self, arguments: List[Dict[str, Any]], with_traceback: bool) -> Any:
+        started = perf_counter_ns()
         try:
             return self._function(*arguments)
         except BaseException as error:  # SystemExit is a failed row too, not the worker's end
             message = f"feature view {self.name!r} raised {describe(error)}"
             trace = user_traceback(error, self._folder) if with_traceback else ""
             raise Failed(self._failure(FUNCTION, message, trace)) from None
+        finally:
+            self.function_ns += perf_counter_ns() - started
 
     def _shape(self, result: Any) -> Mapping[str, Any]:
         """The result as a mapping with exactly the declared names."""
@@ -167,6 +173,9 @@ def evaluate_rows(
     evaluators: Sequence[Evaluator],
     rows: Sequence[Any],
     entering: Callable[[str], None] = lambda name: None,
+    *,
+    request_time_us: int = 0,
+    traceparent: str = "",
 ) -> bytes:
     """`CallResponse` bytes. A row has the features of all the views, or the first one's failure.
 

@@ -1,6 +1,7 @@
 """Frames between transform server and worker, over a Unix stream socket.
 
-4 bytes little-endian length of the rest, 1 byte kind, 8 bytes little-endian request id, payload.
+Little-endian: 4 bytes length of the rest, 1 byte kind, 8 bytes request id, payload. A CALL's
+message comes after a head with deadline, request time and trace; an answer's after two times.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 # worker -> server
-READY, DONE, FAILED, LOG = 1, 2, 3, 4
+READY, DONE, FAILED, LOG, SKIPPED = 1, 2, 3, 4, 5
 # server -> worker
 CALL = 16
 
@@ -21,6 +22,10 @@ FRAME_BYTES_MAX = 64 * 1024 * 1024 + 64 * 1024
 _LENGTH = struct.Struct("<I")
 _HEAD = struct.Struct("<IBQ")
 _REST = struct.Struct("<BQ")
+_CALL_HEAD = struct.Struct("<QqB")
+_ANSWER_HEAD = struct.Struct("<IBQQQ")
+# An answer's frame has this many bytes besides the message.
+ANSWER_HEAD_BYTES = _ANSWER_HEAD.size
 # Most frames fit, so that most take one system call to read.
 _BUFFER_BYTES = 64 * 1024
 _LARGE_BYTES = 1024 * 1024
@@ -28,6 +33,63 @@ _LARGE_BYTES = 1024 * 1024
 
 class FrameError(Exception):
     """The other side does not speak this protocol."""
+
+
+class Call(NamedTuple):
+    """Payload of a CALL frame."""
+
+    #: In nanoseconds of the monotonic clock; 0 is none.
+    deadline_ns: int
+    #: Unix time in microseconds.
+    request_time_us: int
+    #: W3C traceparent; empty is none.
+    traceparent: str
+    #: `CallRequest`
+    message: bytes
+
+
+def decode_call(payload: bytes) -> Call:
+    try:
+        deadline_ns, request_time_us, length = _CALL_HEAD.unpack_from(payload)
+    except struct.error:
+        raise FrameError(f"a call of {len(payload)} bytes, shorter than its head") from None
+    at = _CALL_HEAD.size + length
+    if at > len(payload):
+        raise FrameError("a call that ends in its head")
+    traceparent = payload[_CALL_HEAD.size : at].decode("ascii", "replace")
+    return Call(deadline_ns, request_time_us, traceparent, payload[at:])
+
+
+def encode_call(call: Call) -> bytes:
+    traceparent = call.traceparent.encode("ascii")
+    head = _CALL_HEAD.pack(call.deadline_ns, call.request_time_us, len(traceparent))
+    return head + traceparent + call.message
+
+
+class Answer(NamedTuple):
+    """Payload of a DONE or FAILED frame."""
+
+    #: From the start mark to the answer encoded.
+    worker_ns: int
+    #: Within user functions.
+    function_ns: int
+    #: `CallResponse`; if FAILED, one byte of status code, and the message.
+    message: bytes
+
+
+def answer_frame(kind: int, request: int, answer: Answer) -> bytes:
+    worker_ns, function_ns, message = answer
+    length = _ANSWER_HEAD.size - _LENGTH.size + len(message)
+    return _ANSWER_HEAD.pack(length, kind, request, worker_ns, function_ns) + message
+
+
+def decode_answer(payload: bytes) -> Answer:
+    worker_ns, function_ns = struct.unpack_from("<QQ", payload)
+    return Answer(worker_ns, function_ns, payload[16:])
+
+
+def skipped_frame(request: int) -> bytes:
+    return _HEAD.pack(_REST.size, SKIPPED, request)
 
 
 class Frames:
@@ -64,6 +126,14 @@ class Frames:
         self._start = after
         return kind, request, payload
 
+    def holds_one(self) -> bool:
+        """A whole frame has been received that was not read yet."""
+        received = self._end - self._start
+        if received < 4:
+            return False
+        length: int = _LENGTH.unpack_from(self._buffer, self._start)[0]
+        return received >= 4 + length
+
     def _more(self) -> bool:
         """Receives into the buffer; false at the end of the stream."""
         if self._start:
@@ -90,16 +160,19 @@ class Frames:
     def write(self, kind: int, request: int, payload: bytes) -> bool:
         """False, and nothing sent, if it interrupts a write of the same thread."""
         head = _HEAD.pack(_REST.size + len(payload), kind, request)
+        if len(payload) < _BUFFER_BYTES:
+            return self.send(head + payload)
+        return self.send(head, payload)
+
+    def send(self, *whole_frames: Union[bytes, memoryview]) -> bool:
+        """The same for what is encoded already."""
         with self._lock:
             if self._writing:
                 return False
             self._writing = True
             try:
-                if len(payload) < _BUFFER_BYTES:
-                    self._sock.sendall(head + payload)
-                else:
-                    self._sock.sendall(head)
-                    self._sock.sendall(payload)
+                for part in whole_frames:
+                    self._sock.sendall(part)
             finally:
                 self._writing = False
         return True

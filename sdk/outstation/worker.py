@@ -1,7 +1,8 @@
 """`python -m outstation.worker --fd N --bundle DIR`: evaluates a bundle for a transform server.
 
 Started by the server, once per worker, with one end of a Unix socket pair as descriptor N. Sends
-READY, then answers one CALL after the other; the end of the stream is its end. See `_frames`.
+READY, then answers one CALL after the other; the end of the stream is its end. See `_frames`, and
+`_marks` for what the server finds if it ends in the middle of one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from time import monotonic_ns
 from typing import Dict, List, NamedTuple, NoReturn, Optional, Tuple
 
 from . import _codec
@@ -21,8 +23,24 @@ from ._codec import FEATURE_SERVICE, FEATURE_VIEW, CodecError, Target
 from ._declarations import FeatureService
 from ._errors import DeclarationError
 from ._evaluate import Evaluator, describe, evaluate_rows, user_traceback
-from ._frames import CALL, DONE, FAILED, FRAME_BYTES_MAX, LOG, READY, FrameError, Frames
+from ._frames import (
+    ANSWER_HEAD_BYTES,
+    CALL,
+    DONE,
+    FAILED,
+    FRAME_BYTES_MAX,
+    LOG,
+    READY,
+    Answer,
+    Call,
+    FrameError,
+    Frames,
+    answer_frame,
+    decode_call,
+    skipped_frame,
+)
 from ._loading import Loaded, load, problems
+from ._marks import Marks
 from ._parent import die_with_parent
 
 # gRPC status codes.
@@ -34,6 +52,8 @@ _TRACEBACK_LINES = 8
 # Descriptors are given out from below.
 _DESCRIPTOR_MIN = 100
 _BROKEN_CHARS_MAX = 500
+# An answer waits for others to share a system call with, but not longer than a few cost.
+HELD_NS_MAX = 50_000
 
 
 class CallFailed(Exception):
@@ -124,66 +144,128 @@ class Bundle:
         raise CallFailed(NOT_FOUND, message)
 
 
+def load_bundle(folder: str, capture: Capture) -> Bundle:
+    """Imports the declarations; what they print is said to come from their files."""
+    try:
+        bundle = Bundle(load(folder, capture.entering))
+    except DeclarationError as error:
+        # Nothing to load is an answer too: every call is told so.
+        bundle = Bundle(Loaded(folder))
+        bundle._broken_files.append((folder, error.one_line))
+    capture.entering("")
+    capture.begin(0)
+    # What was loaded stays: nothing that a collection would have to look at again.
+    gc.collect()
+    gc.freeze()
+    return bundle
+
+
+def serve(
+    bundle: Bundle, capture: Capture, sock: socket.socket, marks_fd: Optional[int] = None
+) -> None:
+    """Sends READY, then answers calls until the server has closed its end. Takes `marks_fd`."""
+    frames = Frames(sock)
+    frames.write(READY, 0, _codec.encode_targets(bundle.targets()))
+    capture.connect(lambda request, payload: frames.write(LOG, request, payload), frames.forget)
+    Worker(bundle, capture, frames, Marks(marks_fd)).run()
+
+
 class Worker:
-    """The loop around one bundle."""
+    """The loop around one bundle: one request at a time, in the order in which they come."""
 
-    def __init__(self, frames: Frames, capture: Capture) -> None:
-        self._frames = frames
+    def __init__(self, bundle: Bundle, capture: Capture, frames: Frames, marks: Marks) -> None:
+        self._bundle = bundle
         self._capture = capture
+        self._frames = frames
+        self._marks = marks
+        #: When the request was started whose answer is the oldest of those not yet sent.
+        self._held_since_ns = 0
+        #: What a call of a target took last.
+        self._usual_ns: Dict[str, int] = {}
+        self._function_ns = 0
 
-    def run(self, folder: str) -> None:
-        """Returns when the server has closed its end."""
-        bundle = self._load(folder)
-        self._capture.entering("")
-        self._capture.begin(0)
-        # What was loaded stays: nothing that a collection would have to look at again.
-        gc.collect()
-        gc.freeze()
-        self._frames.write(READY, 0, _codec.encode_targets(bundle.targets()))
+    def run(self) -> None:
         while True:
+            if not self._frames.holds_one():
+                self._flush()
             frame = self._frames.read()
             if frame is None:
                 return
             kind, request, payload = frame
             if kind != CALL:
                 raise FrameError(f"a frame of kind {kind}")
-            self._answer(bundle, request, payload)
+            self._answer(request, decode_call(payload))
 
-    def _load(self, folder: str) -> Bundle:
-        try:
-            return Bundle(load(folder, self._capture.entering))
-        except DeclarationError as error:
-            # Nothing to load is an answer too: every call is told so.
-            bundle = Bundle(Loaded(folder))
-            bundle._broken_files.append((folder, error.one_line))
-            return bundle
-
-    def _answer(self, bundle: Bundle, request: int, payload: bytes) -> None:
+    def _answer(self, request: int, call: Call) -> None:
+        # First the mark: whoever finds none may be sure that nothing was run.
+        self._marks.run(request)
+        started_ns = monotonic_ns()
+        if call.deadline_ns and started_ns >= call.deadline_ns:
+            self._marks.run(0)
+            self._keep(skipped_frame(request), started_ns, started_ns)
+            return
         self._capture.begin(request)
+        self._function_ns = 0
         try:
-            kind, answer = DONE, self._evaluate(bundle, payload)
+            kind, message = DONE, self._evaluate(call)
         except CallFailed as failed:
-            kind, answer = FAILED, failure(failed.code, failed.message)
+            kind, message = FAILED, failure(failed.code, failed.message)
         except Exception as error:
             # A defect of this package; the call is lost, the worker is not.
-            kind, answer = FAILED, failure(INTERNAL, f"worker: {describe(error)}")
+            kind, message = FAILED, failure(INTERNAL, f"worker: {describe(error)}")
+        # A child that comes back from user code ends here, before it can answer anything.
+        self._capture.entering("")
         self._capture.begin(0)
-        self._frames.write(kind, request, answer)
+        ended_ns = monotonic_ns()
+        answer = Answer(ended_ns - started_ns, self._function_ns, message)
+        self._keep(answer_frame(kind, request, answer), started_ns, ended_ns)
+        self._marks.run(0)
 
-    def _evaluate(self, bundle: Bundle, payload: bytes) -> bytes:
+    def _evaluate(self, call: Call) -> bytes:
         try:
-            target, rows = _codec.decode_call_request(payload)
+            target, rows = _codec.decode_call_request(call.message)
         except CodecError as error:
             raise CallFailed(INVALID_ARGUMENT, f"not a CallRequest: {error}") from None
-        evaluators = bundle.evaluators(target)
+        evaluators = self._bundle.evaluators(target)
         if not rows:
             raise CallFailed(INVALID_ARGUMENT, f"a call of {target!r} without rows")
-        answer = evaluate_rows(evaluators, rows, self._capture.entering)
-        self._capture.entering("")
-        if len(answer) + 9 > FRAME_BYTES_MAX:
+        if self._usual_ns.get(target, 0) > HELD_NS_MAX:
+            self._flush()
+        for evaluator in evaluators:
+            evaluator.function_ns = 0
+        try:
+            answer = evaluate_rows(
+                evaluators,
+                rows,
+                self._capture.entering,
+                request_time_us=call.request_time_us,
+                traceparent=call.traceparent,
+            )
+        finally:
+            self._function_ns = sum(evaluator.function_ns for evaluator in evaluators)
+            self._usual_ns[target] = self._function_ns
+        if len(answer) + ANSWER_HEAD_BYTES > FRAME_BYTES_MAX:
             message = f"the answer has {len(answer)} bytes, too many for one message: send fewer rows"
             raise CallFailed(INVALID_ARGUMENT, message)
         return answer
+
+    def _keep(self, frame: bytes, started_ns: int, ended_ns: int) -> None:
+        """Keeps the answer, to be sent with the next ones or, if that takes too long, at once."""
+        if not self._marks.keep(frame):
+            self._flush()
+            if not self._marks.keep(frame):
+                self._frames.send(frame)
+                return
+        if len(self._marks.kept) == len(frame):
+            self._held_since_ns = started_ns
+        if ended_ns - self._held_since_ns >= HELD_NS_MAX:
+            self._flush()
+
+    def _flush(self) -> None:
+        kept = self._marks.kept
+        if kept:
+            self._frames.send(kept)
+            self._marks.sent()
 
 
 def failure(code: int, message: str) -> bytes:
@@ -212,6 +294,7 @@ def _take_socket(descriptor: int) -> socket.socket:
 def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m outstation.worker", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected socket")
+    parser.add_argument("--marks-fd", type=int, help="descriptor of the file for the marks")
     parser.add_argument("--bundle", required=True, help="folder of the unpacked bundle")
     options = parser.parse_args(arguments)
 
@@ -220,23 +303,20 @@ def main(arguments: Optional[List[str]] = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.dont_write_bytecode = True
     try:
-        frames = Frames(_take_socket(options.fd))
+        sock = _take_socket(options.fd)
     except OSError as error:
         print(f"error: descriptor {options.fd} is not a socket: {error}", file=sys.stderr)
         print("hint: the transform server starts workers; see sdk/README.md", file=sys.stderr)
         return 2
 
-    capture = Capture(lambda request, payload: frames.write(LOG, request, payload))
-
-    def in_child() -> None:
-        frames.forget()
-        capture.stop()
-
-    os.register_at_fork(after_in_child=in_child)
+    capture = Capture()
+    # What the import prints is sent at once: an import that hangs is easier to understand so.
+    frames = Frames(sock)
+    capture.connect(lambda request, payload: frames.write(LOG, request, payload), frames.forget)
     stderr = sys.stderr
     capture.install()
     try:
-        Worker(frames, capture).run(options.bundle)
+        serve(load_bundle(options.bundle, capture), capture, sock, options.marks_fd)
     except (FrameError, OSError) as error:
         print(f"worker: {describe(error)}", file=stderr)
         _exit(1)

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from outstation import _codec, _frames
+from outstation import _codec, _frames, _marks
 
 SDK = Path(__file__).resolve().parent.parent
 # A test that waits longer has failed; nothing here takes a second.
@@ -52,10 +52,13 @@ class WorkerProcess:
         self.sock.settimeout(PATIENCE_SECS)
         command = [sys.executable, "-m", "outstation.worker"]
         command += ["--fd", "0" if stdin else str(theirs.fileno()), "--bundle", str(bundle)]
+        self._marks = os.memfd_create("marks")
+        os.truncate(self._marks, _marks.FILE_BYTES)
+        command += ["--marks-fd", str(self._marks)]
         self.process = subprocess.Popen(
             command,
             stdin=theirs if stdin else subprocess.DEVNULL,
-            pass_fds=[] if stdin else [theirs.fileno()],
+            pass_fds=[self._marks] if stdin else [theirs.fileno(), self._marks],
             env=child_env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -78,10 +81,15 @@ class WorkerProcess:
                 return frame
             self.logs.append((request, json.loads(payload)))
 
-    def send(self, payload: bytes, kind: int = _frames.CALL) -> int:
+    def send(self, message: bytes, **head: Any) -> int:
         self._next += 1
-        self._frames.write(kind, self._next, payload)
+        self._frames.write(_frames.CALL, self._next, call(message, **head))
         return self._next
+
+    def marks(self) -> Tuple[int, bytes]:
+        """The request being run, and the answers not yet sent."""
+        running, length = struct.unpack("=QQ", os.pread(self._marks, 16, 0))
+        return running, os.pread(self._marks, length, _marks.ANSWERS_AT)
 
     def call(self, target: str, *rows: Dict[str, Any]) -> List[Any]:
         """The outcomes; raises `Status` if the call failed as a whole."""
@@ -89,12 +97,9 @@ class WorkerProcess:
 
     def call_bytes(self, payload: bytes) -> List[Any]:
         request = self.send(payload)
-        kind, answered, answer = self.receive()
+        kind, answered, payload = self.receive()
         assert answered == request
-        if kind == _frames.FAILED:
-            raise Status(answer[0], answer[1:].decode())
-        assert kind == _frames.DONE
-        return _codec.decode_call_response(answer)
+        return outcomes(kind, payload)
 
     def lines(self, request: Optional[int] = None) -> List[str]:
         wanted = self._next if request is None else request
@@ -103,6 +108,7 @@ class WorkerProcess:
     def end(self) -> Tuple[int, str, str]:
         """Exit code, stdout and stderr, after closing our end."""
         self.sock.close()
+        os.close(self._marks)
         out, err = self.process.communicate(timeout=PATIENCE_SECS)
         return self.process.returncode, out.decode(), err.decode()
 
@@ -111,6 +117,19 @@ class Status(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(code, message)
         self.code, self.message = code, message
+
+
+def call(message: bytes, deadline_ns: int = 0, request_time_us: int = 0, traceparent: str = "") -> bytes:
+    return _frames.encode_call(_frames.Call(deadline_ns, request_time_us, traceparent, message))
+
+
+def outcomes(kind: int, payload: bytes) -> List[Any]:
+    """Of a DONE frame; raises `Status` for a FAILED one."""
+    message = _frames.decode_answer(payload).message
+    if kind == _frames.FAILED:
+        raise Status(message[0], message[1:].decode())
+    assert kind == _frames.DONE
+    return _codec.decode_call_response(message)
 
 
 @pytest.fixture
