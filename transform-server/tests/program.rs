@@ -109,12 +109,14 @@ async fn user_code_inherits_nothing() {
     variables.sort_unstable();
     assert_eq!(variables, expected);
     assert_eq!(state["env"]["HOME"], state["cwd"]);
-    // Its socket (twice: as 0 and where the stub dups it) and its two pipes.
+    // Its socket (twice: as 0 and where the stub dups it), its marks (twice, for the same reason), its two
+    // pipes.
     // What this test itself inherited and passes on must have been closed.
     let open: Vec<&str> =
         state["fds"].as_array().unwrap().iter().map(|fd| fd.as_str().unwrap()).collect();
     assert_eq!(open.iter().filter(|fd| fd.starts_with("socket:")).count(), 2, "{open:?}");
-    assert_eq!(open.len(), 4, "{open:?}");
+    assert_eq!(open.iter().filter(|fd| fd.contains("outstation-marks")).count(), 2, "{open:?}");
+    assert_eq!(open.len(), 6, "{open:?}");
 }
 
 #[tokio::test]
