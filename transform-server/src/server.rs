@@ -133,7 +133,7 @@ impl Server {
         let supervisor = Supervisor {
             pool: pool.clone(),
             spec: WorkerSpec {
-                python: options.python.clone(),
+                python: interpreter(&options.python),
                 bundle: absolute(&options.bundle),
                 python_path: options.python_path.as_deref().map(absolute),
                 home: home.path().to_owned(),
@@ -351,6 +351,11 @@ fn is_executable(python: &Path) -> bool {
     }
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| executable(&dir.join(python))))
+}
+
+/// A bare name is looked up on the path; anything else means what it means here.
+fn interpreter(python: &Path) -> PathBuf {
+    if python.components().count() > 1 { absolute(python) } else { python.to_owned() }
 }
 
 /// What a worker may have of the machine's memory: all but a tenth, divided among them.
