@@ -4,6 +4,7 @@ What is imported from here is for declarations; `python -m outstation.declare DI
 folder declares, `python -m outstation.worker` evaluates it inside a transform server.
 """
 
+from ._context import RealtimeContext, Secret, SecretError
 from ._declarations import (
     Attribute,
     Environment,
@@ -24,9 +25,12 @@ __all__ = [
     "Environment",
     "FeatureService",
     "ProvisionedScalingConfig",
+    "RealtimeContext",
     "RealtimeFeatureView",
     "RequestSource",
     "RowError",
+    "Secret",
+    "SecretError",
     "TransformServerGroup",
     "__version__",
     "realtime_feature_view",

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from . import _checks
+from ._context import PARAMETER, Secret
 from ._errors import DeclarationError, Where, caller
 from .types import DataType, Field, data_type
 
-MODES = ("python",)
+if TYPE_CHECKING:
+    from ._evaluate import RowError
+
+#: dict → dict, called for each row; frame → frame, called once for all rows of a request.
+MODES = ("python", "pandas")
 DESIRED_NODES_MAX = 2**32 - 1  # u32 on the wire; what may really run, the account's guardrails say
 
-Function = Callable[..., Mapping[str, Any]]
+Function = Callable[..., Any]
 
 _declared: List["Declaration"] = []
 
@@ -181,6 +186,7 @@ class RealtimeFeatureView(Declaration):
         description: Optional[str],
         tags: Optional[Dict[str, str]],
         owner: Optional[str],
+        secrets: Optional[List[Secret]],
     ) -> None:
         if not callable(function) or inspect.isclass(function):
             raise DeclarationError(
@@ -194,9 +200,10 @@ class RealtimeFeatureView(Declaration):
         self.function = function
         if mode not in MODES:
             raise DeclarationError(
-                f"{what}: mode {mode!r} is not known", hint='this version runs mode="python"'
+                f"{what}: mode {mode!r} is not known",
+                hint='write mode="python" (one dict at a time) or mode="pandas" (frames)',
             )
-        self.mode = mode
+        self.mode: str = mode
         self.sources: Tuple[RequestSource, ...] = _checks.listing(
             what, "sources", sources, RequestSource, "RequestSource(schema=[…])"
         )
@@ -204,7 +211,13 @@ class RealtimeFeatureView(Declaration):
             what, "features", features, Attribute, 'Attribute("name", type)'
         )
         _checks.distinct(what, "features", [feature.name for feature in self.features])
-        self.parameters: Tuple[str, ...] = _parameters(what, function, len(self.sources))
+        #: The parameters that take the sources.
+        self.parameters: Tuple[str, ...]
+        #: Has the function a parameter `context` besides?
+        self.takes_context: bool
+        self.parameters, self.takes_context = _parameters(what, function, len(self.sources), mode)
+        #: Names of the secrets that the function may read through its context.
+        self.secrets: Tuple[str, ...] = _secrets(what, secrets, self.takes_context)
         _same_types(what, self)
         functools.update_wrapper(self, function, updated=())
         _declared.append(self)
@@ -212,14 +225,24 @@ class RealtimeFeatureView(Declaration):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
-    def run(self, *args: Mapping[str, Any], **kwargs: Mapping[str, Any]) -> Dict[str, Any]:
+    def run(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
         """Evaluates one row as a server would; one dict for each source, by position or by name.
 
-        Raises `outstation.RowError` where a server would answer with an error.
+        `context=RealtimeContext(…)` may be given if the function takes one. Raises
+        `outstation.RowError` where a server would answer with an error.
         """
         from ._evaluate import run_locally
 
         return run_locally(self, args, kwargs)
+
+    def run_batch(self, *args: Any, **kwargs: Any) -> "List[Union[Dict[str, Any], RowError]]":
+        """The same for several rows at once: for each source one list of dicts, all of one length.
+
+        Gives what a server would answer for each row: its features, or the `RowError`.
+        """
+        from ._evaluate import run_batch_locally
+
+        return run_batch_locally(self, args, kwargs)
 
 
 class FeatureService(Declaration):
@@ -264,11 +287,17 @@ def realtime_feature_view(
     description: Optional[str] = None,
     tags: Optional[Dict[str, str]] = None,
     owner: Optional[str] = None,
+    secrets: Optional[List[Secret]] = None,
 ) -> Callable[[Function], RealtimeFeatureView]:
     """Declares a function that computes features from what comes with the request.
 
-    It gets one dict for each source, in their order, and returns a dict with one value for each
-    feature. Fields that are null come as None, and so may features be returned.
+    With mode="python" it gets one dict for each source, in their order, and returns a dict with one
+    value for each feature. Fields that are null come as None, and so may features be returned.
+
+    With mode="pandas" it gets one DataFrame for each source, with all rows of a request, and
+    returns a DataFrame (or a dict of columns) with one column for each feature and the same rows.
+
+    A last parameter named `context` gets a `RealtimeContext`; `secrets` says which it may read.
     """
 
     def decorate(function: Function) -> RealtimeFeatureView:
@@ -281,6 +310,7 @@ def realtime_feature_view(
             description=description,
             tags=tags,
             owner=owner,
+            secrets=secrets,
         )
 
     return decorate
@@ -300,31 +330,58 @@ def _reference(what: str, field: str, value: Any, kind: type) -> Optional[str]:
     return _checks.name(what, value, field)
 
 
-def _parameters(what: str, function: Function, sources: int) -> Tuple[str, ...]:
-    """The names of the parameters that take the sources; refuses a function that cannot."""
+def _parameters(what: str, function: Function, sources: int, mode: str) -> Tuple[Tuple[str, ...], bool]:
+    """The names of the parameters that take the sources, and whether there is one for the context
+    besides; refuses a function that cannot take them."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return tuple(f"source_{index}" for index in range(sources))
+        return tuple(f"source_{index}" for index in range(sources)), False
+    takes = "DataFrame" if mode == "pandas" else "dict"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise DeclarationError(
-            f"{what}: the function must return a dict, but is a coroutine or generator",
+            f"{what}: the function must return a {takes}, but is a coroutine or generator",
             hint="write a plain `def` with `return {…}`",
         )
-    try:
-        signature.bind(*range(sources))
-    except TypeError as error:
-        raise DeclarationError(
-            f"{what}: the function must take one dict for each of its {sources} "
-            f"source{'s' if sources > 1 else ''} ({error})",
-            hint="give it as many parameters as there are sources, in their order",
-        ) from None
     positional = [
         parameter.name
         for parameter in signature.parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ][:sources]
-    return tuple(positional + [f"source_{i}" for i in range(len(positional), sources)])
+    # A source may be called so too.
+    context = None if PARAMETER in positional else signature.parameters.get(PARAMETER)
+    takes_context = context is not None and context.kind in (
+        context.POSITIONAL_OR_KEYWORD,
+        context.KEYWORD_ONLY,
+    )
+    try:
+        signature.bind(*range(sources), **({PARAMETER: None} if takes_context else {}))
+    except TypeError as error:
+        hint = "give it as many parameters as there are sources, in their order"
+        if PARAMETER in signature.parameters:
+            hint += ", and `context` as the last one"
+        raise DeclarationError(
+            f"{what}: the function must take one {takes} for each of its {sources} "
+            f"source{'s' if sources > 1 else ''} ({error})",
+            hint=hint,
+        ) from None
+    names = positional + [f"source_{i}" for i in range(len(positional), sources)]
+    return tuple(names), takes_context
+
+
+def _secrets(what: str, value: Any, takes_context: bool) -> Tuple[str, ...]:
+    if value is None:
+        return ()
+    names = [
+        secret.name for secret in _checks.listing(what, "secrets", value, Secret, 'Secret("name")')
+    ]
+    _checks.distinct(what, "secrets", names)
+    if not takes_context:
+        raise DeclarationError(
+            f"{what}: the function has secrets and no parameter to read them through",
+            hint='add a last parameter `context`, and read context.secrets["…"]',
+        )
+    return tuple(names)
 
 
 def _same_types(what: str, view: RealtimeFeatureView) -> None:

@@ -70,6 +70,8 @@ def _view(view: RealtimeFeatureView) -> Dict[str, Any]:
             for source in view.sources
         ],
         "features": [feature.manifest() for feature in view.features],
+        "context": view.takes_context,
+        "secrets": sorted(view.secrets),
         **_people(view),
     }
 
@@ -96,7 +98,12 @@ def listing(loaded: Loaded) -> str:
         lines.append(f"service       {service.name}  {views}  on {service.transform_server_group}")
     for view in loaded.views:
         fields = [f"{f.name} {f.dtype}" for source in view.sources for f in source.schema]
-        lines.append(f"feature view  {view.name}  from {', '.join(fields)}")
+        more = "".join(
+            [f", {view.mode}" if view.mode != "python" else ""]
+            + [", context" if view.takes_context else ""]
+            + [f", secret {name}" for name in sorted(view.secrets)]
+        )
+        lines.append(f"feature view  {view.name}{more}  from {', '.join(fields)}")
         lines.extend(f"              {view.name}.{f.name} {f.dtype}" for f in view.features)
     return "\n".join(lines)
 

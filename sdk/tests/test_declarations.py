@@ -113,7 +113,13 @@ REFUSED = [
     (lambda: RequestSource(schema=Field("f", Bool)), "schema must be a list of", "schema=[…]"),  # type: ignore
     (lambda: RequestSource(schema=[Float64]), "schema[0] must be one of Field", ""),  # type: ignore
     (lambda: RequestSource(schema=[Field("f", Bool), Field("f", Bool)]), "'f' appears twice", ""),
-    (lambda: view(mode="pandas"), "mode 'pandas' is not known", 'mode="python"'),
+    (lambda: view(mode="spark"), "mode 'spark' is not known", 'mode="pandas"'),
+    (lambda: view(lambda a, b: {}, mode="pandas"), "one DataFrame for each of its 1 source", "as many parameters"),
+    (lambda: view(lambda context, a: {}), "one dict for each of its 1 source", "`context` as the last one"),
+    (lambda: view(secrets=[outstation.Secret("k")]), "no parameter to read them through", "last parameter `context`"),
+    (lambda: view(lambda a, context: {}, secrets=["k"]), "secrets[0] must be one of Secret", ""),
+    (lambda: view(lambda a, context: {}, secrets=[outstation.Secret("k")] * 2), "'k' appears twice in secrets", ""),
+    (lambda: outstation.Secret("../etc"), "Secret: name '../etc' is not valid", ""),
     (lambda: view(sources=[]), "sources is empty", ""),
     (lambda: view(features=[Field("a", Float64)]), "features[0] must be one of Attribute", ""),
     (lambda: view(lambda a, b: {}), "one dict for each of its 1 source", "as many parameters"),

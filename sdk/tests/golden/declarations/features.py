@@ -6,6 +6,7 @@ from outstation import (
     FeatureService,
     ProvisionedScalingConfig,
     RequestSource,
+    Secret,
     TransformServerGroup,
     realtime_feature_view,
 )
@@ -56,13 +57,14 @@ history = RequestSource(
 
 @realtime_feature_view(
     sources=[departure, history],
-    mode="python",
+    mode="pandas",
     features=[Attribute("mean", Float64), Attribute("delays", Array(Float64))],
     owner="ml",
     description="Of the last flights",
     tags={"stage": "beta"},
+    secrets=[Secret("weather_key")],
 )
-def recent(departure, history):
+def recent(departure, history, context):
     return {"mean": 0.0, "delays": []}
 
 
