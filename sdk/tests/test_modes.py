@@ -23,6 +23,7 @@ from outstation import (
     Secret,
     SecretError,
     _codec,
+    _context,
     realtime_feature_view,
 )
 from outstation._context import SECRETS_DIR_VARIABLE
@@ -147,7 +148,7 @@ RETURNED = [
     (String, column_of("a", None, dtype="category"), ["a", None]),
     (String, lambda: np.array(["a", "b"]), ["a", "b"]),
     (Timestamp, column_of(NOON, None, dtype="datetime64[ns, UTC]"), [NOON, None]),
-    (Timestamp, column_of(NOON, pd.NaT, dtype="datetime64[s, America/New_York]"), [NOON.replace(microsecond=0), None]),
+    (Timestamp, lambda: column_of(NOON, None, dtype="datetime64[ns, UTC]")().dt.as_unit("s").dt.tz_convert("America/New_York"), [NOON.replace(microsecond=0), None]),
     (Timestamp, column_of(pd.Timestamp(NOON), None, dtype=object), [NOON, None]),
     (Array(Float64), lambda: np.array([[1.0, NAN], [2.0, 3.0]]), [[1.0, NAN], [2.0, 3.0]]),
     (Array(Float64), lambda: [np.array([1.0]), None], [[1.0], None]),
@@ -352,6 +353,12 @@ def test_secrets_that_cannot_be_had(tmp_path: Path, monkeypatch: Any) -> None:
     assert "is not declared by feature view 'v'" in says("other") and "Secret('other')" in says("other")
     assert "is not UTF-8" in says("binary") and "larger than 65536 bytes" in says("large")
     assert "Is a directory" in says("folder")
+    # A server that clears its workers' environment says it directly.
+    _context.use_secrets_dir("/nowhere")
+    try:
+        assert "put its value into the file /nowhere/absent" in says("absent")
+    finally:
+        _context.use_secrets_dir(None)
     assert issubclass(SecretError, LookupError)
 
 
@@ -361,6 +368,46 @@ def test_a_source_may_be_called_context() -> None:
     assert view_of(lambda x, *, context: {"y": 1}, mode="python").takes_context
     with pytest.raises(TypeError, match="one dict for each of x$"):
         view_of(lambda x: {"y": 1}, mode="python").run({"x": 1}, context=RealtimeContext())
+
+
+SPEEDS = """
+SCHEMA = [Field("distance", Float64), Field("air_time", Float64), Field("carrier", String)]
+FEATURES = [Attribute("mph", Float64), Attribute("regional", Bool)]
+
+@realtime_feature_view(sources=[RequestSource(schema=SCHEMA)], mode="pandas", features=FEATURES)
+def speeds(flights, context):
+    print(len(flights), "flights at", context.request_timestamp.tzname())
+    import pandas as pd
+    return pd.DataFrame({
+        "mph": flights["distance"] / flights["air_time"] * 60,
+        "regional": flights["carrier"].isin(["9E", "EV"]),
+    })
+
+@realtime_feature_view(sources=[RequestSource(schema=SCHEMA)], mode="python", features=FEATURES)
+def speed(flight):
+    minutes = flight["air_time"]
+    return {
+        "mph": None if minutes is None else flight["distance"] / minutes * 60,
+        "regional": flight["carrier"] in ("9E", "EV"),
+    }
+"""
+
+
+def test_a_worker_answers_the_same_in_both_modes(folder: Callable[..., Path], worker: Any) -> None:
+    process = worker(folder(features=HEAD + SPEEDS))
+    rows = [
+        {"distance": 1400.0, "air_time": 227.0, "carrier": "UA"},
+        {"distance": 229.0, "air_time": None, "carrier": "EV"},
+        {"distance": 944.0, "air_time": 150.0, "carrier": "9E"},
+    ]
+    frames, dicts = process.call("speeds", *rows), process.call("speed", *rows)
+    for left, right in zip(frames, dicts):
+        mph = right["speed.mph"]
+        assert left == {
+            "speeds.mph": None if mph is None else pytest.approx(mph),
+            "speeds.regional": right["speed.regional"],
+        }
+    assert [line["text"] for _, line in process.logs if line["function"] == "speeds"] == ["3 flights at UTC"]
 
 
 VIEW = """
