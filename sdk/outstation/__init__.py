@@ -17,6 +17,7 @@ from ._declarations import (
 )
 from ._errors import DeclarationError
 from ._evaluate import RowError
+from ._limits import Limits
 from ._version import VERSION as __version__
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DeclarationError",
     "Environment",
     "FeatureService",
+    "Limits",
     "ProvisionedScalingConfig",
     "RealtimeContext",
     "RealtimeFeatureView",

@@ -58,6 +58,11 @@ class Target(NamedTuple):
     kind: int
     views: Tuple[str, ...]
     broken: str = ""
+    #: 0: no bound.
+    concurrency: int = 0
+    waiting: int = 0
+    #: -1 low, 0 normal, 1 high.
+    priority: int = 0
 
 
 Row = Dict[str, Any]
@@ -372,6 +377,12 @@ def encode_targets(targets: List[Target]) -> bytes:
         body = _string(b"\x0a", target.name) + b"\x10" + varint(target.kind)
         body += _string(b"\x1a", target.broken)
         body += b"".join(_delimited(b"\x22", _utf8(view)) for view in target.views)
+        if target.concurrency:
+            body += b"\x28" + varint(target.concurrency)
+        if target.waiting:
+            body += b"\x30" + varint(target.waiting)
+        if target.priority:
+            body += b"\x38" + varint((target.priority << 1) ^ (target.priority >> 63))
         parts.append(_delimited(b"\x0a", body))
     return b"".join(parts)
 

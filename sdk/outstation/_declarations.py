@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional,
 from . import _checks
 from ._context import PARAMETER, Secret
 from ._errors import DeclarationError, Where, caller
+from ._limits import Limits
 from .types import DataType, Field, data_type
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ class RealtimeFeatureView(Declaration):
         tags: Optional[Dict[str, str]],
         owner: Optional[str],
         secrets: Optional[List[Secret]],
+        limits: Optional[Limits],
     ) -> None:
         if not callable(function) or inspect.isclass(function):
             raise DeclarationError(
@@ -218,6 +220,12 @@ class RealtimeFeatureView(Declaration):
         self.parameters, self.takes_context = _parameters(what, function, len(self.sources), mode)
         #: Names of the secrets that the function may read through its context.
         self.secrets: Tuple[str, ...] = _secrets(what, secrets, self.takes_context)
+        if limits is not None and not isinstance(limits, Limits):
+            raise DeclarationError(
+                f"{what}: limits must be Limits, not {_checks.shown(limits)}",
+                hint="write limits=Limits(concurrency=4)",
+            )
+        self.limits: Limits = limits if limits is not None else Limits()
         _same_types(what, self)
         functools.update_wrapper(self, function, updated=())
         _declared.append(self)
@@ -288,6 +296,7 @@ def realtime_feature_view(
     tags: Optional[Dict[str, str]] = None,
     owner: Optional[str] = None,
     secrets: Optional[List[Secret]] = None,
+    limits: Optional[Limits] = None,
 ) -> Callable[[Function], RealtimeFeatureView]:
     """Declares a function that computes features from what comes with the request.
 
@@ -297,6 +306,7 @@ def realtime_feature_view(
     With mode="pandas" it gets one DataFrame for each source, with all rows of a request, and
     returns a DataFrame (or a dict of columns) with one column for each feature and the same rows.
 
+    `limits` bounds what it may have of a server that it shares.
     A last parameter named `context` gets a `RealtimeContext`; `secrets` says which it may read.
     """
 
@@ -311,6 +321,7 @@ def realtime_feature_view(
             tags=tags,
             owner=owner,
             secrets=secrets,
+            limits=limits,
         )
 
     return decorate

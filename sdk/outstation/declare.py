@@ -72,6 +72,7 @@ def _view(view: RealtimeFeatureView) -> Dict[str, Any]:
         "features": [feature.manifest() for feature in view.features],
         "context": view.takes_context,
         "secrets": sorted(view.secrets),
+        "limits": view.limits.manifest(),
         **_people(view),
     }
 

@@ -39,6 +39,7 @@ from ._frames import (
     decode_call,
     skipped_frame,
 )
+from ._limits import PRIORITIES, Limits, strictest
 from ._loading import Loaded, load, problems
 from ._marks import Marks
 from ._parent import die_with_parent
@@ -88,9 +89,11 @@ class Bundle:
             except Exception as error:
                 trace = user_traceback(error, loaded.folder)
                 self._broken[view.name] = Broken(FEATURE_VIEW, describe(error), trace)
+        self._limits = {view.name: view.limits for view in loaded.views}
         self._services: Dict[str, Tuple[str, ...]] = {}
         for service in loaded.services:
             self._services[service.name] = tuple(view.name for view in service.features)
+            self._limits[service.name] = strictest(view.limits for view in service.features)
             parts = [evaluators.get(id(view)) for view in service.features]
             whole = [part for part in parts if part is not None]
             if len(whole) == len(parts):
@@ -124,7 +127,10 @@ class Bundle:
                 is_service, reason = name in self._services, ""
             views = self._services.get(name, ()) if is_service else (name,)
             kind = FEATURE_SERVICE if is_service else FEATURE_VIEW
-            found.append(Target(name, kind, views, reason))
+            limits = self._limits.get(name, Limits())
+            priority = PRIORITIES.index(limits.priority) - 1
+            bounds = limits.concurrency or 0, limits.waiting or 0
+            found.append(Target(name, kind, views, reason, *bounds, priority))
         return found
 
     def evaluators(self, target: str) -> List[Evaluator]:

@@ -188,12 +188,14 @@ def test_answers_survive_both_ways_through_protobuf(pb: Any) -> None:
 def test_targets_are_read_by_protobuf(pb: Any) -> None:
     targets = [
         Target("delay", _codec.FEATURE_SERVICE, ("speed", "holiday")),
-        Target("speed", _codec.FEATURE_VIEW, ("speed",), "it is broken"),
+        Target("speed", _codec.FEATURE_VIEW, ("speed",), "it is broken", 3, 1000, -1),
+        Target("urgent", _codec.FEATURE_VIEW, ("urgent",), priority=1),
     ]
     message = pb.ListTargetsResponse.FromString(_codec.encode_targets(targets))
-    assert [(t.name, t.kind, tuple(t.views), t.broken) for t in message.targets] == [
-        tuple(target) for target in targets
-    ]
+    assert [
+        Target(t.name, t.kind, tuple(t.views), t.broken, t.concurrency, t.waiting, t.priority)
+        for t in message.targets
+    ] == targets
 
 
 def test_what_cannot_be_sent_is_refused() -> None:

@@ -190,6 +190,7 @@ impl Pool {
         for (name, target) in targets.names() {
             let known = || Known { id: target.id, metrics: self.metrics.of(name) }.into();
             state.targets.entry(name.clone()).or_insert_with(known);
+            state.admission.limit(target.id, target.limits);
         }
         state.workers.insert(worker, handle);
         self.metrics.workers.set(state.workers.len() as i64);

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use outstation_api::transform::ListTargetsResponse;
 use prost::Message;
 
-use crate::admission::TargetId;
+use crate::admission::{Limits, TargetId};
 
 #[derive(Debug, PartialEq)]
 pub struct Targets {
@@ -23,23 +23,36 @@ pub struct Target {
     pub id: TargetId,
     /// It can be evaluated.
     pub works: bool,
+    pub limits: Limits,
 }
 
 /// Whatever is asked for and is not there: one queue for all of it.
 pub const UNKNOWN: TargetId = TargetId(0);
 
+/// As the bundle declares them.
+fn limits(target: &outstation_api::transform::Target) -> Limits {
+    let bound = |count: u32| if count == 0 { usize::MAX } else { count as usize };
+    let weight = match target.priority {
+        ..0 => 1,
+        0 => 4,
+        1.. => 16,
+    };
+    let (running_max, waiting_max) = (bound(target.concurrency), bound(target.waiting));
+    Limits { weight, running_max, waiting_max }
+}
+
 impl Targets {
     pub fn decode(encoded: Bytes) -> Result<Targets, prost::DecodeError> {
         let list = ListTargetsResponse::decode(encoded.clone())?;
-        let works: BTreeMap<Arc<str>, bool> = list
-            .targets
-            .into_iter()
-            .map(|target| (target.name.into(), target.broken.is_empty()))
-            .collect();
-        let by_name = works
-            .into_iter()
+        let named: BTreeMap<String, _> =
+            list.targets.into_iter().map(|target| (target.name.clone(), target)).collect();
+        let by_name = named
+            .into_values()
             .zip(1..)
-            .map(|((name, works), id)| (name, Target { id: TargetId(id), works }))
+            .map(|(target, id)| {
+                let (works, limits) = (target.broken.is_empty(), limits(&target));
+                (target.name.into(), Target { id: TargetId(id), works, limits })
+            })
             .collect();
         Ok(Targets { encoded, by_name })
     }
