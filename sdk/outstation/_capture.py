@@ -37,8 +37,12 @@ class Capture:
         # Reentrant: a `__del__` may print while a line is being sent by the same thread.
         self._lock = threading.RLock()
         self._busy = False
-        self._request = 0
-        self._function = ""
+        #: What lines belong to and come from. The native loop sets these two itself, without `begin`
+        #: and `entering`, while nothing is `touched`.
+        self.request = 0
+        self.function = ""
+        #: Something was written since `begin`.
+        self.touched = False
         self._lines = 0
         self._dropped = 0
         self._forked = False
@@ -90,7 +94,8 @@ class Capture:
             if self._dropped:
                 text = f"{self._dropped} more lines dropped: {LINES_PER_REQUEST_MAX} are kept"
                 self._emit("warning", "outstation", text)
-            self._request, self._lines, self._dropped = request, 0, 0
+            self.request, self._lines, self._dropped = request, 0, 0
+            self.touched = False
         if sys.stdout is not self.stdout or sys.stderr is not self.stderr:
             # A function that replaced them and did not put them back must not mute the others.
             sys.stdout, sys.stderr = self.stdout, self.stderr
@@ -103,10 +108,11 @@ class Capture:
         if self.stdout.pending or self.stderr.pending:
             self.stdout.end_line()
             self.stderr.end_line()
-        self._function = function
+        self.function = function
 
     def line(self, level: str, stream: str, text: str) -> None:
         with self._lock:
+            self.touched = True
             if self._lines >= LINES_PER_REQUEST_MAX or self._busy:
                 self._dropped += 1
                 return
@@ -114,12 +120,12 @@ class Capture:
             self._emit(level, stream, text)
 
     def _emit(self, level: str, stream: str, text: str) -> None:
-        line = {"level": level, "stream": stream, "function": self._function, "text": cut(text)}
+        line = {"level": level, "stream": stream, "function": self.function, "text": cut(text)}
         payload = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
         self._busy = True
         try:
             if self._send is not None:
-                self._send(self._request, payload)
+                self._send(self.request, payload)
             elif len(self._kept) <= LINES_PER_REQUEST_MAX:
                 self._kept.append(payload)
         finally:
@@ -178,6 +184,7 @@ class _Stream(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._capture._lock:
+            self._capture.touched = True
             start = 0
             while True:
                 end = text.find("\n", start)

@@ -16,6 +16,13 @@ ANSWERS_BYTES_MAX = 256 * 1024
 FILE_BYTES = ANSWERS_AT + ANSWERS_BYTES_MAX
 
 
+def checked(descriptor: Optional[int]) -> Optional[int]:
+    """Raises `OSError` for a file that is too short: touching what is missing ends a process."""
+    if descriptor is not None and os.fstat(descriptor).st_size < FILE_BYTES:
+        raise OSError(f"the file for the marks has less than {FILE_BYTES} bytes")
+    return descriptor
+
+
 class Marks:
     """Takes the descriptor; without one the marks are for nobody."""
 

@@ -15,11 +15,12 @@ import signal
 import socket
 import sys
 from time import monotonic_ns
-from typing import Dict, List, NamedTuple, NoReturn, Optional, Tuple
+from types import ModuleType
+from typing import Dict, List, NamedTuple, NoReturn, Optional, Tuple, Union
 
-from . import _codec
+from . import _codec, _compiled
 from ._capture import Capture
-from ._codec import FEATURE_SERVICE, FEATURE_VIEW, CodecError, Target
+from ._codec import FEATURE_SERVICE, FEATURE_VIEW, CodecError, OutOfRange, Row, Target
 from ._declarations import FeatureService
 from ._errors import DeclarationError
 from ._evaluate import Evaluator, describe, evaluate_rows, user_traceback
@@ -41,7 +42,7 @@ from ._frames import (
 )
 from ._limits import PRIORITIES, Limits, strictest
 from ._loading import Loaded, load, problems
-from ._marks import Marks
+from ._marks import Marks, checked
 from ._parent import die_with_parent
 
 # gRPC status codes.
@@ -167,28 +168,127 @@ def load_bundle(folder: str, capture: Capture) -> Bundle:
 
 
 def serve(
-    bundle: Bundle, capture: Capture, sock: socket.socket, marks_fd: Optional[int] = None
+    bundle: Bundle,
+    capture: Capture,
+    sock: socket.socket,
+    marks_fd: Optional[int] = None,
+    pure: bool = False,
 ) -> None:
-    """Sends READY, then answers calls until the server has closed its end. Takes `marks_fd`."""
+    """Sends READY, then answers calls until the server has closed its end. Takes the socket and
+    `marks_fd`. `pure`: without the native module, also if it is there."""
+    module = None if pure else _compiled.native()
+    ready = _codec.encode_targets(bundle.targets())
+    if module is not None:
+        channel = module.Channel(sock.detach())
+        channel.write(READY, 0, ready)
+        capture.connect(lambda request, line: channel.write(LOG, request, line), channel.forget)
+        module.serve(NativeWorker(bundle, capture, module), channel, checked(marks_fd))
+        return
     frames = Frames(sock)
-    frames.write(READY, 0, _codec.encode_targets(bundle.targets()))
-    capture.connect(lambda request, payload: frames.write(LOG, request, payload), frames.forget)
-    Worker(bundle, capture, frames, Marks(marks_fd)).run()
+    frames.write(READY, 0, ready)
+    capture.connect(lambda request, line: frames.write(LOG, request, line), frames.forget)
+    PureWorker(bundle, capture, frames, Marks(checked(marks_fd))).run()
 
 
 class Worker:
-    """The loop around one bundle: one request at a time, in the order in which they come."""
+    """Evaluates calls of one bundle."""
+
+    def __init__(self, bundle: Bundle, capture: Capture) -> None:
+        self._bundle = bundle
+        self.capture = capture
+        #: Of the call before.
+        self._function_ns = 0
+        #: What a call of a target took last.
+        self._usual_ns: Dict[str, int] = {}
+
+    def _respond(self, request: int, call: Call) -> Tuple[int, bytes]:
+        """Kind and message of the answer."""
+        self.capture.begin(request)
+        self._function_ns = 0
+        try:
+            kind, message = DONE, self._evaluate(call)
+        except CallFailed as failed:
+            kind, message = FAILED, failure(failed.code, failed.message)
+        except Exception as error:
+            # A defect of this package; the call is lost, the worker is not.
+            kind, message = FAILED, failure(INTERNAL, f"worker: {describe(error)}")
+        # A child that comes back from user code ends here, before it can answer anything.
+        self.capture.entering("")
+        self.capture.begin(0)
+        return kind, message
+
+    def _evaluate(self, call: Call) -> bytes:
+        try:
+            target, rows = self._decode(call.message)
+        except CodecError as error:
+            raise CallFailed(INVALID_ARGUMENT, f"not a CallRequest: {error}") from None
+        evaluators = self._bundle.evaluators(target)
+        if not rows:
+            raise CallFailed(INVALID_ARGUMENT, f"a call of {target!r} without rows")
+        if self._usual_ns.get(target, 0) > HELD_NS_MAX:
+            self._flush()
+        for evaluator in evaluators:
+            evaluator.function_ns = 0
+        try:
+            answer = evaluate_rows(
+                evaluators,
+                rows,
+                self.capture.entering,
+                request_time_us=call.request_time_us,
+                traceparent=call.traceparent,
+            )
+        finally:
+            self._function_ns = sum(evaluator.function_ns for evaluator in evaluators)
+            self._usual_ns[target] = self._function_ns
+        if len(answer) + ANSWER_HEAD_BYTES > FRAME_BYTES_MAX:
+            message = f"the answer has {len(answer)} bytes, too many for one message: send fewer rows"
+            raise CallFailed(INVALID_ARGUMENT, message)
+        return answer
+
+    def _decode(self, message: bytes) -> Tuple[str, List[Union[Row, OutOfRange]]]:
+        return _codec.decode_call_request(message)
+
+    def _flush(self) -> None:
+        """Sends the answers that are kept."""
+
+
+class NativeWorker(Worker):
+    """What the native loop leaves to Python."""
+
+    def __init__(self, bundle: Bundle, capture: Capture, module: ModuleType) -> None:
+        super().__init__(bundle, capture)
+        self.moment = _compiled.moment
+        self._module = module
+
+    def plan(self, target: str) -> Optional[List[_compiled.View]]:
+        """None also for what cannot be evaluated: `slow` says why."""
+        try:
+            return _compiled.plan(self._bundle.evaluators(target))
+        except CallFailed:
+            return None
+
+    def slow(
+        self, request: int, request_time_us: int, traceparent: bytes, message: bytes
+    ) -> Tuple[int, bytes, int]:
+        """Kind and message of the answer, nanoseconds in user functions."""
+        trace = traceparent.decode("ascii", "replace")
+        kind, answer = self._respond(request, Call(0, request_time_us, trace, message))
+        return kind, answer, self._function_ns
+
+    def _decode(self, message: bytes) -> Tuple[str, List[Union[Row, OutOfRange]]]:
+        found = self._module.decode_call_request(message, self.moment)
+        return _codec.decode_call_request(message) if found is None else found
+
+
+class PureWorker(Worker):
+    """The loop: one request at a time, in the order in which they come."""
 
     def __init__(self, bundle: Bundle, capture: Capture, frames: Frames, marks: Marks) -> None:
-        self._bundle = bundle
-        self._capture = capture
+        super().__init__(bundle, capture)
         self._frames = frames
         self._marks = marks
         #: When the request was started whose answer is the oldest of those not yet sent.
         self._held_since_ns = 0
-        #: What a call of a target took last.
-        self._usual_ns: Dict[str, int] = {}
-        self._function_ns = 0
 
     def run(self) -> None:
         while True:
@@ -210,50 +310,11 @@ class Worker:
             self._marks.run(0)
             self._keep(skipped_frame(request), started_ns, started_ns)
             return
-        self._capture.begin(request)
-        self._function_ns = 0
-        try:
-            kind, message = DONE, self._evaluate(call)
-        except CallFailed as failed:
-            kind, message = FAILED, failure(failed.code, failed.message)
-        except Exception as error:
-            # A defect of this package; the call is lost, the worker is not.
-            kind, message = FAILED, failure(INTERNAL, f"worker: {describe(error)}")
-        # A child that comes back from user code ends here, before it can answer anything.
-        self._capture.entering("")
-        self._capture.begin(0)
+        kind, message = self._respond(request, call)
         ended_ns = monotonic_ns()
         answer = Answer(ended_ns - started_ns, self._function_ns, message)
         self._keep(answer_frame(kind, request, answer), started_ns, ended_ns)
         self._marks.run(0)
-
-    def _evaluate(self, call: Call) -> bytes:
-        try:
-            target, rows = _codec.decode_call_request(call.message)
-        except CodecError as error:
-            raise CallFailed(INVALID_ARGUMENT, f"not a CallRequest: {error}") from None
-        evaluators = self._bundle.evaluators(target)
-        if not rows:
-            raise CallFailed(INVALID_ARGUMENT, f"a call of {target!r} without rows")
-        if self._usual_ns.get(target, 0) > HELD_NS_MAX:
-            self._flush()
-        for evaluator in evaluators:
-            evaluator.function_ns = 0
-        try:
-            answer = evaluate_rows(
-                evaluators,
-                rows,
-                self._capture.entering,
-                request_time_us=call.request_time_us,
-                traceparent=call.traceparent,
-            )
-        finally:
-            self._function_ns = sum(evaluator.function_ns for evaluator in evaluators)
-            self._usual_ns[target] = self._function_ns
-        if len(answer) + ANSWER_HEAD_BYTES > FRAME_BYTES_MAX:
-            message = f"the answer has {len(answer)} bytes, too many for one message: send fewer rows"
-            raise CallFailed(INVALID_ARGUMENT, message)
-        return answer
 
     def _keep(self, frame: bytes, started_ns: int, ended_ns: int) -> None:
         """Keeps the answer, to be sent with the next ones or, if that takes too long, at once."""
@@ -302,6 +363,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected socket")
     parser.add_argument("--marks-fd", type=int, help="descriptor of the file for the marks")
     parser.add_argument("--bundle", required=True, help="folder of the unpacked bundle")
+    parser.add_argument("--pure", action="store_true", help="leave the native module out")
     options = parser.parse_args(arguments)
 
     die_with_parent()  # elsewhere than on Linux the end of the stream has to do
@@ -322,7 +384,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     stderr = sys.stderr
     capture.install()
     try:
-        serve(load_bundle(options.bundle, capture), capture, sock, options.marks_fd)
+        bundle = load_bundle(options.bundle, capture)
+        serve(bundle, capture, sock, options.marks_fd, options.pure)
     except (FrameError, OSError) as error:
         print(f"worker: {describe(error)}", file=stderr)
         _exit(1)
