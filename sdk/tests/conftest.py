@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import pytest
 
-from outstation import _codec, _frames, _marks
+from outstation import _codec, _compiled, _frames, _marks
 
 SDK = Path(__file__).resolve().parent.parent
 # A test that waits longer has failed; nothing here takes a second.
@@ -47,7 +47,7 @@ def child_env() -> Dict[str, str]:
 class WorkerProcess:
     """The real process, as a transform server would start it."""
 
-    def __init__(self, bundle: Path, stdin: bool = False) -> None:
+    def __init__(self, bundle: Path, stdin: bool = False, pure: bool = False) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.settimeout(PATIENCE_SECS)
         command = [sys.executable, "-m", "outstation.worker"]
@@ -55,6 +55,7 @@ class WorkerProcess:
         self._marks = os.memfd_create("marks")
         os.truncate(self._marks, _marks.FILE_BYTES)
         command += ["--marks-fd", str(self._marks)]
+        command += ["--pure"] if pure else []
         self.process = subprocess.Popen(
             command,
             stdin=theirs if stdin else subprocess.DEVNULL,
@@ -132,13 +133,24 @@ def outcomes(kind: int, payload: bytes) -> List[Any]:
     return _codec.decode_call_response(message)
 
 
+@pytest.fixture(params=["native", "pure"])
+def pure(request: pytest.FixtureRequest) -> bool:
+    """Every test that has a worker runs with both; without the native module it fails, unless told."""
+    if request.param == "native":
+        if os.environ.get("OUTSTATION_PURE_PYTHON"):
+            pytest.skip("OUTSTATION_PURE_PYTHON is set")
+        hint = "build it with `cargo dev` or `cargo verify`, or set OUTSTATION_PURE_PYTHON=1"
+        assert _compiled.native() is not None, f"outstation._native is missing: {hint}"
+    return bool(request.param == "pure")
+
+
 @pytest.fixture
-def worker():  # type: ignore[no-untyped-def]
+def worker(pure: bool):  # type: ignore[no-untyped-def]
     """Starts workers, and ends them with the test."""
     started: List[WorkerProcess] = []
 
     def start(bundle: Path) -> WorkerProcess:
-        started.append(WorkerProcess(bundle))
+        started.append(WorkerProcess(bundle, pure=pure))
         return started[-1]
 
     yield start

@@ -193,7 +193,7 @@ def test_functions_that_exit_or_fork_are_survived(bundle: Any, worker: Start) ->
 
 
 @pytest.mark.parametrize("stdin", [False, True])
-def test_children_do_not_have_the_socket(stdin: bool, bundle: Any) -> None:
+def test_children_do_not_have_the_socket(stdin: bool, bundle: Any, pure: bool) -> None:
     """Wherever the server puts it; and what reads standard input reads nothing."""
     listing = view(
         "listing",
@@ -201,7 +201,7 @@ def test_children_do_not_have_the_socket(stdin: bool, bundle: Any) -> None:
         "capture_output=True, text=True).stdout; "
         "return {'y': out.count('socket:') + len(sys.stdin.read()) + 100 * ('0 -> /dev/null' in out)}",
     )
-    one = WorkerProcess(bundle(features=listing), stdin=stdin)
+    one = WorkerProcess(bundle(features=listing), stdin=stdin, pure=pure)
     assert one.call("listing", {"x": 1}) == [{"listing.y": 100}]
     assert one.end()[0] == 0
 
