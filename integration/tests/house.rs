@@ -35,6 +35,7 @@ fn dependencies_point_in_one_direction() {
         ("transform-client", &["api"]),
         ("cli", &["protocol", "api", "transform-client"]),
         ("cli/runner", &[]),
+        ("sdk/native", &[]),
     ]
     .into();
     for (folder, allowed) in allowed {

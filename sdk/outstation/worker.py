@@ -44,6 +44,7 @@ from ._limits import PRIORITIES, Limits, strictest
 from ._loading import Loaded, load, problems
 from ._marks import Marks, checked
 from ._parent import die_with_parent
+from ._version import VERSION
 
 # gRPC status codes.
 INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, INTERNAL = 3, 5, 9, 13
@@ -363,6 +364,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected socket")
     parser.add_argument("--marks-fd", type=int, help="descriptor of the file for the marks")
     parser.add_argument("--bundle", required=True, help="folder of the unpacked bundle")
+    kind = "pure" if _compiled.native() is None else "native"
+    parser.add_argument("--version", action="version", version=f"outstation {VERSION} ({kind})")
     parser.add_argument("--pure", action="store_true", help="leave the native module out")
     options = parser.parse_args(arguments)
 

@@ -14,6 +14,7 @@ from typing import Any, Callable
 import pytest
 from conftest import HEAD, PATIENCE_SECS, Status, WorkerProcess, call, child_env, frame, outcomes
 
+import outstation
 from outstation import _codec, _frames
 
 Start = Callable[[Path], WorkerProcess]
@@ -285,6 +286,26 @@ def running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"  # a zombie waits only for whoever adopted it
+
+
+def test_which_one_runs(pure: bool) -> None:
+    env = {**child_env(), **({"OUTSTATION_PURE_PYTHON": "1"} if pure else {})}
+    command = [sys.executable, "-m", "outstation.worker", "--version"]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+    assert said == f"outstation {outstation.__version__} ({'pure' if pure else 'native'})\n"
+
+
+def test_marks_in_a_file_that_is_too_short(tmp_path: Path, pure: bool) -> None:
+    ours, theirs = socket.socketpair()
+    marks = os.memfd_create("marks")
+    command = [sys.executable, "-m", "outstation.worker", "--bundle", str(tmp_path)]
+    command += ["--fd", str(theirs.fileno()), "--marks-fd", str(marks)] + (["--pure"] if pure else [])
+    fds = [theirs.fileno(), marks]
+    done = subprocess.run(command, pass_fds=fds, env=child_env(), capture_output=True, text=True)
+    assert done.returncode == 1 and "the file for the marks has less than" in done.stderr
+    for each in (ours, theirs):
+        each.close()
+    os.close(marks)
 
 
 def test_a_descriptor_that_is_no_socket(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ impl Workspace {
     }
 
     pub fn build(&self) -> anyhow::Result<()> {
-        run(self.cargo().args(["build", "--workspace", "--bins"]))
+        run(self.cargo().args(["build", "--workspace", "--bins", "--lib"]))?;
+        python::place_native_module(&self.root, &self.bin_dir)
     }
 
     fn dev(&self, args: &[String]) -> anyhow::Result<()> {

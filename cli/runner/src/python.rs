@@ -1,5 +1,6 @@
 //! The repo's own Python environment, `.venv`: made once, made again when what goes in changes.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -56,6 +57,22 @@ pub fn environment(root: &Path) -> anyhow::Result<PathBuf> {
     run(&mut install).context(index)?;
     fs::write(&stamp, wanted).context("remember what is in .venv")?;
     Ok(python)
+}
+
+/// Puts what cargo has built from `sdk/native` where the editable package finds it. Running workers
+/// have the file before it mapped, so that is replaced as a whole, never written to.
+pub fn place_native_module(root: &Path, bin_dir: &Path) -> anyhow::Result<()> {
+    let library = format!("{DLL_PREFIX}outstation_native{DLL_SUFFIX}");
+    let built = bin_dir.join(library);
+    let target = root.join("sdk/outstation/_native.abi3.so");
+    let new = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
+    if fs::read(&target).is_ok_and(|present| present == new) {
+        return Ok(());
+    }
+    // Beside the package: what is in it may be copied at any moment.
+    let beside = root.join(format!("sdk/.native-{}.so", std::process::id()));
+    fs::write(&beside, new).with_context(|| format!("write {}", beside.display()))?;
+    fs::rename(&beside, &target).with_context(|| format!("write {}", target.display()))
 }
 
 fn present_requirements(root: &Path) -> Vec<PathBuf> {
@@ -146,6 +163,25 @@ fn install_venv_package() -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_running_workers_native_module_is_not_written_to() {
+        let root = std::env::temp_dir().join(format!("outstation-runner-{}", std::process::id()));
+        let (package, bin_dir) = (root.join("sdk/outstation"), root.join("bin"));
+        fs::create_dir_all(&package).expect("a folder");
+        fs::create_dir_all(&bin_dir).expect("a folder");
+        let built = bin_dir.join(format!("{DLL_PREFIX}outstation_native{DLL_SUFFIX}"));
+        let placed = package.join("_native.abi3.so");
+        fs::write(&built, "old").expect("built");
+        place_native_module(&root, &bin_dir).expect("placed");
+        let mapped = fs::File::open(&placed).expect("there");
+        fs::write(&built, "newer").expect("built again");
+        place_native_module(&root, &bin_dir).expect("placed again");
+        assert_eq!(std::io::read_to_string(mapped).expect("open"), "old");
+        assert_eq!(fs::read_to_string(&placed).expect("there"), "newer");
+        assert_eq!(fs::read_dir(root.join("sdk")).expect("there").count(), 1, "nothing else");
+        fs::remove_dir_all(&root).expect("ours");
+    }
 
     #[test]
     fn versions_are_compared_as_numbers() {

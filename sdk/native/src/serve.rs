@@ -255,7 +255,9 @@ impl<'py> Serving<'_, 'py> {
                 let finish = view.finish.bind(py);
                 let finished = match result {
                     Ok(result) => finish.call1((result, py.None(), with_traceback))?,
-                    Err(error) => finish.call1((py.None(), error.into_value(py), with_traceback))?,
+                    Err(error) => {
+                        finish.call1((py.None(), error.into_value(py), with_traceback))?
+                    }
                 };
                 end_if_child();
                 let (bytes, is_row, has_traceback): (Bound<'_, PyBytes>, bool, bool) =
@@ -397,7 +399,8 @@ fn parse_call(frame: &[u8]) -> Result<Call<'_>, Broken> {
     let Some((traceparent, message)) = rest.split_at_checked(usize::from(head[16])) else {
         return Err(Broken::Frame("a call that ends in its head".into()));
     };
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    let word =
+        |bytes: &[u8]| bytes.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
     Ok(Call {
         request: word(&frame[5..13]),
         deadline_ns: word(&head[..8]),
