@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from ._declarations import (
     Declaration,
@@ -95,14 +95,27 @@ def files(folder: str) -> List[str]:
     return names
 
 
-def load(folder: str, entering: Callable[[str], None] = lambda name: None) -> Loaded:
-    """Imports the declarations of `folder`. A file that fails takes only its own with it."""
+def load(
+    folder: str,
+    entering: Callable[[str], None] = lambda name: None,
+    skip: Optional[Mapping[str, str]] = None,
+) -> Loaded:
+    """Imports the declarations of `folder`. A file that fails takes only its own with it, and so does one
+    of `skip`, which says why it must not be tried again."""
     folder = os.path.abspath(folder)
     names = files(folder)
     _put_first(folder)
     importlib.invalidate_caches()
     loaded = Loaded(folder)
     for name in names:
+        if skip and name in skip:
+            error = DeclarationError(
+                skip[name],
+                hint="correct what the declarations do when they are imported",
+                where=Where(os.path.join(folder, name), 1),
+            )
+            loaded.broken.append(_broken(folder, name, [], error))
+            continue
         entering(name)
         with collecting() as declared:
             try:

@@ -18,3 +18,11 @@ def die_with_parent(parent: Optional[int] = None) -> None:
         return
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Linux: what this process's descendants leave behind becomes its child, not that of process 1."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    except (OSError, AttributeError):
+        pass

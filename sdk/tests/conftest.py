@@ -44,27 +44,12 @@ def child_env() -> Dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(SDK), "PYTHONUNBUFFERED": "1"}
 
 
-class WorkerProcess:
-    """The real process, as a transform server would start it."""
+class Talk:
+    """Our end of a worker's socket, and its marks."""
 
-    def __init__(self, bundle: Path, stdin: bool = False, pure: bool = False) -> None:
-        self.sock, theirs = socket.socketpair()
+    def __init__(self, sock: socket.socket, marks: int) -> None:
+        self.sock, self._marks = sock, marks
         self.sock.settimeout(PATIENCE_SECS)
-        command = [sys.executable, "-m", "outstation.worker"]
-        command += ["--fd", "0" if stdin else str(theirs.fileno()), "--bundle", str(bundle)]
-        self._marks = os.memfd_create("marks")
-        os.truncate(self._marks, _marks.FILE_BYTES)
-        command += ["--marks-fd", str(self._marks)]
-        command += ["--pure"] if pure else []
-        self.process = subprocess.Popen(
-            command,
-            stdin=theirs if stdin else subprocess.DEVNULL,
-            pass_fds=[self._marks] if stdin else [theirs.fileno(), self._marks],
-            env=child_env(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        theirs.close()
         self._frames = _frames.Frames(self.sock)
         self._next = 0
         #: (request id, line) of LOG frames so far
@@ -105,6 +90,34 @@ class WorkerProcess:
     def lines(self, request: Optional[int] = None) -> List[str]:
         wanted = self._next if request is None else request
         return [line["text"] for id, line in self.logs if id == wanted]
+
+
+def new_marks() -> int:
+    marks = os.memfd_create("marks")
+    os.truncate(marks, _marks.FILE_BYTES)
+    return marks
+
+
+class WorkerProcess(Talk):
+    """The real process, as a transform server would start it."""
+
+    def __init__(self, bundle: Path, stdin: bool = False, pure: bool = False) -> None:
+        sock, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "outstation.worker"]
+        command += ["--fd", "0" if stdin else str(theirs.fileno()), "--bundle", str(bundle)]
+        marks = new_marks()
+        command += ["--marks-fd", str(marks)]
+        command += ["--pure"] if pure else []
+        self.process = subprocess.Popen(
+            command,
+            stdin=theirs if stdin else subprocess.DEVNULL,
+            pass_fds=[marks] if stdin else [theirs.fileno(), marks],
+            env=child_env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        super().__init__(sock, marks)
 
     def end(self) -> Tuple[int, str, str]:
         """Exit code, stdout and stderr, after closing our end."""
