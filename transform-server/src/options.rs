@@ -62,6 +62,10 @@ pub struct Options {
     #[arg(long, value_name = "ID")]
     pub instance: Option<String>,
 
+    /// The user that user code runs as; takes root. It must be able to read the interpreter and the bundle
+    #[arg(long, value_name = "NAME")]
+    pub worker_user: Option<String>,
+
     /// Module path put before the interpreter's own
     #[arg(long, value_name = "DIR", hide = true)]
     pub python_path: Option<PathBuf>,

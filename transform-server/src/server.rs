@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::{Uid, User};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,7 +29,7 @@ use crate::pool::Pool;
 use crate::reflection;
 use crate::scrape;
 use crate::service::Front;
-use crate::spawn::{Entry, Spawner, WorkerSpec};
+use crate::spawn::{Entry, Spawner, WorkerSpec, WorkerUser, Workers};
 use crate::supervise::{Supervisor, Wear};
 
 /// A caller needs one or a few; a fleet of callers with a few thousand members still fits. One costs
@@ -48,6 +49,10 @@ pub enum StartError {
     Bundle { bundle: PathBuf },
     #[error("cannot make a folder for the workers")]
     Home { source: io::Error },
+    #[error("there is no user {name}")]
+    NoUser { name: String },
+    #[error("only root can run workers as {name}")]
+    NotRoot { name: String },
     #[error("cannot start a thread")]
     Thread { source: io::Error },
     #[error("the reflection service cannot be built")]
@@ -71,6 +76,10 @@ impl StartError {
                 "--bundle takes the folder that the bundle was unpacked to"
             }
             StartError::Home { .. } => "the temporary folder must be writable (TMPDIR)",
+            StartError::NoUser { .. } => "--worker-user takes a name or number of /etc/passwd",
+            StartError::NotRoot { .. } => {
+                "start the server as root, or leave --worker-user out: workers then run as you"
+            }
             StartError::Thread { .. } => {
                 "the machine's limit of processes may be reached (ulimit -u)"
             }
@@ -129,7 +138,13 @@ impl Server {
 
         let home = tempfile::Builder::new().prefix("outstation-workers-").tempdir();
         let home = home.map_err(|source| StartError::Home { source })?;
+        let user = options.worker_user.as_deref().map(worker_user).transpose()?;
+        if let Some(user) = user {
+            std::os::unix::fs::chown(home.path(), Some(user.uid), Some(user.gid))
+                .map_err(|source| StartError::Home { source })?;
+        }
         let pool = Pool::new(admission::Config::default());
+        let start_max = Duration::from_secs(options.start_secs);
         let supervisor = Supervisor {
             pool: pool.clone(),
             spec: WorkerSpec {
@@ -141,9 +156,11 @@ impl Server {
                     .worker_script
                     .clone()
                     .map_or(Entry::Sdk, |script| Entry::Script(absolute(&script))),
+                user,
             },
-            spawner: Spawner::start().map_err(|source| StartError::Thread { source })?,
-            start_max: Duration::from_secs(options.start_secs),
+            spawner: Spawner::start(pool.clone(), start_max)
+                .map_err(|source| StartError::Thread { source })?,
+            start_max,
             wear: Wear {
                 calls_max: options.worker_calls_max,
                 memory_bytes_max: options
@@ -184,6 +201,11 @@ impl Server {
     /// Where Prometheus is answered.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// How workers are started, and how user code is confined.
+    pub fn workers(&self) -> watch::Receiver<Workers> {
+        self.supervisor.spawner.workers()
     }
 
     /// Serves until `shutdown`, then drains: refuses what is new, answers what was taken, closes
@@ -351,6 +373,18 @@ fn is_executable(python: &Path) -> bool {
     }
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| executable(&dir.join(python))))
+}
+
+fn worker_user(name: &str) -> Result<WorkerUser, StartError> {
+    let found = match name.parse() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+        Err(_) => User::from_name(name),
+    };
+    let user = found.ok().flatten().ok_or_else(|| StartError::NoUser { name: name.to_owned() })?;
+    if !Uid::effective().is_root() {
+        return Err(StartError::NotRoot { name: name.to_owned() });
+    }
+    Ok(WorkerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
 }
 
 /// A bare name is looked up on the path; anything else means what it means here.

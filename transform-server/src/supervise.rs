@@ -1,6 +1,5 @@
 //! One slot of the pool: starts a worker, has it talked to, and replaces it when it ends, for ever.
 
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,8 +14,10 @@ use crate::admission::WorkerId;
 use crate::backoff::{Backoff, Ended};
 use crate::clock;
 use crate::logs::{self, Tail};
+use crate::parent::describe;
 use crate::pool::{Pool, WorkerHandle};
-use crate::spawn::{Process, Spawner, WorkerSpec};
+use crate::process::Process;
+use crate::spawn::{Spawner, WorkerSpec};
 use crate::talk::{Broken, Talk};
 
 /// A worker whose socket is closed exits by itself; this long it may take.
@@ -98,7 +99,11 @@ impl Supervisor {
         let worker = self.pool.next_worker();
         let started = clock::now();
         self.pool.metrics.worker_starts.inc();
-        let (mut process, socket, marks) = match self.spawner.spawn(&self.spec).await {
+        let spawned = tokio::select! {
+            spawned = self.spawner.spawn(&self.spec) => spawned,
+            () = self.stop.cancelled() => return None,
+        };
+        let (mut process, socket, marks) = match spawned {
             Ok(spawned) => (spawned.process, spawned.socket, spawned.marks),
             Err(error) => {
                 let python = self.spec.python.display();
@@ -112,7 +117,7 @@ impl Supervisor {
             targets = timeout(self.start_max, talk.ready(&self.pool)) => targets,
             () = self.stop.cancelled() => {
                 process.kill();
-                let _ = process.child.wait().await;
+                let _ = process.wait().await;
                 return None;
             }
         };
@@ -171,7 +176,7 @@ impl Supervisor {
             }
             Event::Killed => {
                 live.process.kill();
-                let _ = live.process.child.wait().await;
+                let _ = live.process.wait().await;
                 self.pool.worker_gone(live.worker, "it ran past a deadline");
                 self.pool.metrics.worker_ended("deadline");
                 warn!(worker, "worker ended at a deadline");
@@ -196,12 +201,12 @@ impl Supervisor {
 
     async fn until_event(&self, live: &mut Live, relieve: bool) -> Event {
         let Live { process, talk, handle, .. } = live;
-        let pid = process.child.id();
+        let pid = process.id();
         let event = tokio::select! {
             biased;
             () = handle.kill.cancelled() => Event::Killed,
             broken = talk.serve(&self.pool, handle) => Event::Broken(broken),
-            _ = process.child.wait() => Event::Exited,
+            _ = process.wait() => Event::Exited,
             event = self.wear_out(pid, handle, relieve) => event,
             () = self.stop.cancelled() => Event::Stopped,
         };
@@ -239,12 +244,12 @@ impl Supervisor {
     /// It has nothing to do, and is let go.
     async fn dismiss(&self, mut live: Box<Live>, reason: &str, why: &'static str) -> Ended {
         drop(live.talk);
-        if timeout(EXIT_MAX, live.process.child.wait()).await.is_err() {
+        if timeout(EXIT_MAX, live.process.wait()).await.is_err() {
             let worker = live.worker.0;
             warn!(worker, "the worker did not exit when its socket closed; killed");
         }
         live.process.kill();
-        let _ = live.process.child.wait().await;
+        let _ = live.process.wait().await;
         self.pool.worker_gone(live.worker, reason);
         self.pool.metrics.worker_ended(why);
         Ended::Killed
@@ -262,10 +267,10 @@ impl Supervisor {
 }
 
 fn forward_outputs(pool: &Arc<Pool>, worker: WorkerId, process: &mut Process) -> Outputs {
-    if let Some(stdout) = process.child.stdout.take() {
+    if let Some(stdout) = process.stdout.take() {
         tokio::spawn(logs::forward_raw(pool.clone(), worker, "stdout", stdout));
     }
-    let stderr = process.child.stderr.take();
+    let stderr = process.stderr.take();
     stderr.map(|stderr| tokio::spawn(logs::forward_raw(pool.clone(), worker, "stderr", stderr)))
 }
 
@@ -274,11 +279,11 @@ async fn bury(process: &mut Process, outputs: Outputs, broken: &Broken) -> Strin
     if !matches!(broken, Broken::Closed) {
         process.kill();
     }
-    let exit = match timeout(EXIT_MAX, process.child.wait()).await {
+    let exit = match timeout(EXIT_MAX, process.wait()).await {
         Ok(exit) => exit.ok(),
         Err(_) => {
             process.kill();
-            let _ = process.child.wait().await;
+            let _ = process.wait().await;
             None
         }
     };
@@ -298,15 +303,6 @@ async fn bury(process: &mut Process, outputs: Outputs, broken: &Broken) -> Strin
         reason = format!("{reason}: {last_words}");
     }
     reason
-}
-
-fn describe(exit: ExitStatus) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match (exit.code(), exit.signal()) {
-        (Some(code), _) => format!("it exited with status {code}"),
-        (None, Some(signal)) => format!("it was killed by signal {signal}"),
-        (None, None) => exit.to_string(),
-    }
 }
 
 /// What a process has in memory, what it shares with its parent included.

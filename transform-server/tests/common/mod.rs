@@ -18,10 +18,10 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use outstation_api::codec::BytesCodec;
-use outstation_transform_server::{Options, Server};
+use outstation_transform_server::{Options, Server, Workers};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::body::Body;
 use tonic::{Request, Status};
@@ -100,6 +100,7 @@ pub fn stub() -> PathBuf {
 pub struct Running {
     pub address: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    pub workers: watch::Receiver<Workers>,
     stop: Option<oneshot::Sender<()>>,
     ended: Option<JoinHandle<()>>,
 }
@@ -111,11 +112,12 @@ pub async fn start(bundle: &Path, extra: &[&str]) -> Running {
     arguments.extend(extra);
     let server = Server::bind(Options::try_parse_from(arguments).unwrap()).await.unwrap();
     let (address, metrics) = (server.local_addr().unwrap(), server.metrics_addr());
+    let workers = server.workers();
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(server.run(async {
         let _ = stopped.await;
     }));
-    Running { address, metrics, stop: Some(stop), ended: Some(ended) }
+    Running { address, metrics, workers, stop: Some(stop), ended: Some(ended) }
 }
 
 pub async fn start_stub(bundle: &Bundle, extra: &[&str]) -> Running {
