@@ -235,8 +235,11 @@ pub fn processes(state: &Path) -> BTreeMap<u32, String> {
             continue;
         };
         let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let mut command = String::from_utf8_lossy(&command).replace('\0', " ");
         if command.contains(&needle) {
+            // What was forked has its parent's command line, and a name of its own.
+            let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            command.push_str(&format!("[{}]", name.trim()));
             found.insert(pid, command);
         }
     }

@@ -15,6 +15,8 @@ use crate::{LONG, World, processes};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Worker,
+    /// Of an instance's workers, which end with it.
+    WarmParent,
     TransformServer,
     NodeAgent,
     Instance,
@@ -23,8 +25,9 @@ pub enum Part {
 }
 
 impl Part {
-    pub const ALL: [Part; 6] = [
+    pub const ALL: [Part; 7] = [
         Part::Worker,
+        Part::WarmParent,
         Part::TransformServer,
         Part::NodeAgent,
         Part::Instance,
@@ -35,7 +38,7 @@ impl Part {
     /// Whether calls may be in flight there when it is struck.
     pub fn serves(self) -> bool {
         match self {
-            Part::Worker | Part::TransformServer | Part::Instance => true,
+            Part::Worker | Part::WarmParent | Part::TransformServer | Part::Instance => true,
             Part::NodeAgent | Part::AccountAgent | Part::Broker => false,
         }
     }
@@ -43,7 +46,8 @@ impl Part {
     /// What its command line, and no other, has in it; a launcher has none of its own.
     fn words(self) -> Option<&'static str> {
         match self {
-            Part::Worker => Some("-m outstation.worker"),
+            Part::Worker => Some("[worker]"),
+            Part::WarmParent => Some("[warm-parent]"),
             Part::TransformServer => Some("outstation-transform-server --listen"),
             Part::NodeAgent => Some("outstation-agent node"),
             Part::AccountAgent => Some("outstation-agent account"),

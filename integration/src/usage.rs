@@ -18,14 +18,17 @@ pub enum Role {
     AccountAgent,
     NodeAgent,
     TransformServer,
+    WarmParent,
     Worker,
 }
 
 impl Role {
     fn of_command(command: &str) -> Option<Role> {
         let has = |words: &str| command.contains(words);
-        if has("-m outstation.worker") {
+        if has("[worker]") {
             Some(Role::Worker)
+        } else if has("[warm-parent]") {
+            Some(Role::WarmParent)
         } else if has("outstation-transform-server --listen") {
             Some(Role::TransformServer)
         } else if has("outstation-agent node") {

@@ -40,7 +40,7 @@ from ._errors import DeclarationError
 from ._evaluate import describe
 from ._frames import LOG, FrameError, Frames
 from ._loading import Loaded, load
-from ._parent import adopt_orphans, die_with_parent
+from ._parent import adopt_orphans, call_this_process, die_with_parent
 
 # Requests are short.
 _REQUEST_BYTES_MAX = 4096
@@ -139,6 +139,7 @@ class Zygote:
         try:
             os.setsid()
             die_with_parent(self._me)
+            call_this_process("worker")
             os.dup2(out, 1)
             os.dup2(err, 2)
             self._control.close()
@@ -364,6 +365,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = parser.parse_args(arguments)
     skip = dict(each.split("=", 1) for each in options.skip if "=" in each)
 
+    call_this_process("worker" if options.serve else "warm-parent")
     die_with_parent()
     sys.dont_write_bytecode = True
     _quiet_signals()

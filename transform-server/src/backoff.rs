@@ -12,8 +12,10 @@ pub struct Backoff {
 pub enum Ended {
     /// It never loaded the bundle.
     NeverReady,
-    /// It had loaded the bundle and lived so long.
+    /// It had loaded the bundle and lived so long, and nothing that it ran is to blame.
     Died { lived: Duration },
+    /// It ended in the middle of a call. The function is to blame, and a pause would punish the others.
+    DiedOfCall,
     /// We ended it, at a caller's deadline.
     Killed,
 }
@@ -28,7 +30,7 @@ impl Backoff {
 
     pub fn next(&mut self, ended: Ended) -> Duration {
         match ended {
-            Ended::Killed => return Duration::ZERO,
+            Ended::Killed | Ended::DiedOfCall => return Duration::ZERO,
             Ended::Died { lived } if lived >= Self::WELL => {
                 self.failures = 0;
                 return Duration::ZERO;
@@ -53,7 +55,7 @@ mod tests {
             assert_eq!(pauses, expected, "{ends:?}");
         };
         let died = |secs| Ended::Died { lived: Duration::from_secs(secs) };
-        check(&[Ended::Killed, Ended::Killed], &[0, 0]);
+        check(&[Ended::Killed, Ended::DiedOfCall, Ended::Killed], &[0, 0, 0]);
         check(
             &[Ended::NeverReady; 10],
             &[100, 200, 400, 800, 1600, 3200, 6400, 12800, 15000, 15000],

@@ -262,8 +262,9 @@ impl Pool {
         self.apply(state, Vec::new());
     }
 
-    /// A worker that had been ready has ended, and what its socket still held has been told of.
-    pub fn worker_gone(&self, worker: WorkerId, reason: &str) {
+    /// A worker that had been ready has ended, and what its socket still held has been told of. Whether it
+    /// was running a call.
+    pub fn worker_gone(&self, worker: WorkerId, reason: &str) -> bool {
         let mut state = self.lock();
         let mut answers = Vec::new();
         let mut running = None;
@@ -273,6 +274,7 @@ impl Pool {
         self.metrics.workers.set(state.workers.len() as i64);
         state.admission.handle_worker_gone(worker, running);
         self.apply_with(state, answers, reason);
+        running.is_some()
     }
 
     /// A worker could not be started. With none left, calls are refused until one can.

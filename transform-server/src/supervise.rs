@@ -193,10 +193,13 @@ impl Supervisor {
             Event::Exited => (Some(self.lost(&mut live, &Broken::Closed).await), "died"),
         };
         let reason = broken.unwrap_or_default();
-        self.pool.worker_gone(live.worker, &reason);
+        let ran = self.pool.worker_gone(live.worker, &reason);
         self.pool.metrics.worker_ended(why);
         warn!(worker, reason, "worker died");
-        Ended::Died { lived: clock::now() - live.ready }
+        match ran {
+            true => Ended::DiedOfCall,
+            false => Ended::Died { lived: clock::now() - live.ready },
+        }
     }
 
     async fn until_event(&self, live: &mut Live, relieve: bool) -> Event {

@@ -21,7 +21,10 @@ const SLACK: Slack = Slack { private_kib: 4 * 1024, descriptors: 16, threads: 4 
 
 /// Who dies in which third: so each part is once among the survivors.
 const THIRDS: [(&str, &[Part]); 3] = [
-    ("on the nodes", &[Part::Worker, Part::TransformServer, Part::NodeAgent, Part::Instance]),
+    (
+        "on the nodes",
+        &[Part::Worker, Part::WarmParent, Part::TransformServer, Part::NodeAgent, Part::Instance],
+    ),
     ("above the nodes", &[Part::AccountAgent, Part::Broker]),
     ("anywhere", &Part::ALL),
 ];
