@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::spawn::{WorkerMode, Workers};
+
 /// Seconds: from a function that does nothing to one that runs into the default deadline.
 const BUCKETS: [f64; 14] = [
     0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
@@ -35,6 +37,11 @@ struct Why {
     why: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Mode {
+    mode: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Name(Arc<str>);
 
@@ -52,6 +59,8 @@ pub struct Metrics {
     worker: Family<OfFunction, Histogram>,
     function: Family<OfFunction, Histogram>,
     ends: Family<Why, Counter>,
+    modes: Family<Mode, Gauge>,
+    sandbox_missing: Gauge,
     pub waiting: Gauge,
     pub workers: Gauge,
     pub worker_starts: Counter,
@@ -81,6 +90,8 @@ impl Metrics {
             worker: histogram(),
             function: histogram(),
             ends: Family::default(),
+            modes: Family::default(),
+            sandbox_missing: Gauge::default(),
             waiting: Gauge::default(),
             workers: Gauge::default(),
             worker_starts: Counter::default(),
@@ -111,6 +122,16 @@ impl Metrics {
             registry.register_with_unit(name, help, unit, family.clone());
         }
         registry.register("worker_ends", "Workers that ended, and why", self.ends.clone());
+        registry.register(
+            "worker_mode",
+            "1 for how workers are started: forked from a warm parent, or as fresh interpreters",
+            self.modes.clone(),
+        );
+        registry.register(
+            "sandbox_missing",
+            "Parts of the workers' confinement that the system did not grant; the log names them",
+            self.sandbox_missing.clone(),
+        );
         registry.register("worker_starts", "Workers that were started", self.worker_starts.clone());
         registry.register("workers", "Workers that have loaded the bundle", self.workers.clone());
         registry.register("waiting", "Calls that wait for a worker", self.waiting.clone());
@@ -145,6 +166,19 @@ impl Metrics {
 
     pub fn worker_ended(&self, why: &'static str) {
         self.ends.get_or_create(&Why { why }).inc();
+    }
+
+    /// How workers come about, and how much of their confinement the system did not grant.
+    pub fn workers_are(&self, workers: &Workers) {
+        let now = match workers.mode {
+            WorkerMode::Unknown => return,
+            WorkerMode::Forked => "forked",
+            WorkerMode::Fresh { .. } => "fresh",
+        };
+        for mode in ["forked", "fresh"] {
+            self.modes.get_or_create(&Mode { mode }).set(i64::from(mode == now));
+        }
+        self.sandbox_missing.set(workers.sandbox.missing.len() as i64);
     }
 
     /// In the text format of OpenMetrics.

@@ -228,6 +228,12 @@ impl Server {
         let metrics = self
             .metrics
             .map(|listener| background.spawn(scrape::serve(listener, self.pool.clone())));
+        let (mut workers, pool) = (self.supervisor.spawner.workers(), self.pool.clone());
+        let observe = background.spawn(async move {
+            while workers.changed().await.is_ok() {
+                pool.metrics.workers_are(&workers.borrow_and_update());
+            }
+        });
         let timer = self.pool.clone();
         let timer = background.spawn(async move { timer.run_timer().await });
         for _ in 0..self.options.workers {
@@ -255,6 +261,7 @@ impl Server {
         timer.abort();
         metrics.inspect(|metrics| metrics.abort());
         announce.abort();
+        observe.abort();
         background.close();
         background.wait().await;
         info!("stopped");

@@ -26,7 +26,20 @@ fn view(name: &str, body: &str) -> String {
 
 async fn serve(bundle: &Bundle, workers: &str) -> Running {
     let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk").display().to_string();
-    start(bundle.path(), &["--python-path", &sdk, "--workers", workers, "--start-secs", "20"]).await
+    start(
+        bundle.path(),
+        &[
+            "--python-path",
+            &sdk,
+            "--workers",
+            workers,
+            "--start-secs",
+            "20",
+            "--metrics",
+            "127.0.0.1:0",
+        ],
+    )
+    .await
 }
 
 async fn ask(channel: &Channel, target: &str, timeout: Option<Duration>) -> Result<i64, Status> {
@@ -56,6 +69,9 @@ async fn a_warm_parent_outlives_its_workers_and_is_replaced_itself() {
     let server = serve(&bundle, "2").await;
     let channel = server.until_serving().await;
     assert_eq!(server.workers.borrow().mode, WorkerMode::Forked);
+    let told = "outstation_transform_worker_mode{mode=\"forked\"} 1";
+    let metrics = server.metrics.expect("asked for");
+    until("the metrics", async || scrape(metrics).await.contains(told).then_some(())).await;
     let parent = ask(&channel, "parent", None).await.unwrap();
 
     let status = ask(&channel, "exits", None).await.unwrap_err();
