@@ -257,6 +257,20 @@ pub fn listeners_of(pids: &BTreeMap<u32, String>) -> Vec<String> {
         .collect()
 }
 
+/// Nothing that was held is held any more, over TCP or UDP. A process that is ending loses its command
+/// line a moment before its sockets.
+pub fn assert_released(listeners: &[String]) {
+    let deadline = std::time::Instant::now() + LONG;
+    for listener in listeners {
+        while std::net::TcpListener::bind(listener).is_err()
+            || std::net::UdpSocket::bind(listener).is_err()
+        {
+            assert!(std::time::Instant::now() < deadline, "{listener} is still taken");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
 /// A number that makes a test longer or repeats it.
 pub fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()

@@ -119,6 +119,15 @@ pub fn is_alive(pid: u32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("").starts_with('Z'))
 }
 
+/// Waits until as many processes of each program run as before: what replaces a worker takes a moment.
+pub async fn assert_census(state: &Path, before: &BTreeMap<String, u32>) {
+    let deadline = tokio::time::Instant::now() + LONG;
+    while census(state) != *before && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(census(state), *before, "as many processes of each program as before");
+}
+
 /// How many processes of each program a system has.
 pub fn census(state: &Path) -> BTreeMap<String, u32> {
     let mut census = BTreeMap::new();

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_integration::{
-    LONG, ONE_AT_A_TIME, binaries, listeners_of, processes, python, workspace,
+    LONG, ONE_AT_A_TIME, assert_released, binaries, listeners_of, processes, python, workspace,
 };
 
 struct Dev {
@@ -66,16 +66,7 @@ fn assert_nothing_left(state: &Path, listeners: &[String]) {
         assert!(Instant::now() < deadline, "still there: {left:#?}");
         std::thread::sleep(Duration::from_millis(50));
     }
-    for listener in listeners {
-        // UDP as well: nothing that was held is held any more. A process that is ending loses its
-        // command line a moment before its sockets.
-        while std::net::TcpListener::bind(listener).is_err()
-            || std::net::UdpSocket::bind(listener).is_err()
-        {
-            assert!(Instant::now() < deadline, "{listener} is still taken");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
+    assert_released(listeners);
 }
 
 fn ends_clean(name: &str, signal: Signal) -> Result<ExitStatus> {

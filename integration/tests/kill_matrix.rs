@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use outstation_cli::dev::ServiceName;
-use outstation_integration::parts::{Part, census, recovered, strike};
+use outstation_integration::parts::{Part, assert_census, census, recovered, strike};
 use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, number};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -93,7 +93,7 @@ async fn random_kills_in_a_row_leave_nothing_behind() -> Result<()> {
         assert!(clear, "{failure}");
     }
     println!("{kills} kills: {} of {calls} calls lost", failures.len());
-    assert_eq!(census(&state), before, "as many processes of each program as before");
+    assert_census(&state, &before).await;
     watch.end().await?;
     world.system.shutdown().await
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use outstation_integration::parts::{Part, census, strike};
+use outstation_integration::parts::{Part, assert_census, census, strike};
 use outstation_integration::usage::{Measured, Slack};
-use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, listeners_of, number, processes};
+use outstation_integration::{
+    LONG, Load, ONE_AT_A_TIME, World, assert_released, listeners_of, number, processes,
+};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::Instant;
@@ -74,15 +76,12 @@ async fn after_full_load_with_kills_nothing_has_grown_and_nothing_is_left() -> R
     lost_at_most(load, LANES * (kills + Part::ALL.len())).await?;
     println!("{kills} kills in {secs} s under {calls} calls");
     settled(&day).await?;
-    assert_eq!(census(&state), before, "as many processes of each program as before");
+    assert_census(&state, &before).await;
 
     let listeners = listeners_of(&processes(&state));
     day.end().await?;
     assert_eq!(processes(&state), Default::default());
-    for listener in listeners {
-        assert!(std::net::TcpListener::bind(&listener).is_ok(), "{listener} is still taken");
-        assert!(std::net::UdpSocket::bind(&listener).is_ok(), "{listener} is still taken");
-    }
+    assert_released(&listeners);
     Ok(())
 }
 
