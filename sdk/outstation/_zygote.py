@@ -36,6 +36,7 @@ from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from . import _compiled, _sandbox, worker
 from ._capture import Capture
+from ._context import SECRETS_DIR_VARIABLE
 from ._errors import DeclarationError
 from ._evaluate import describe
 from ._frames import LOG, FrameError, Frames
@@ -370,7 +371,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     sys.dont_write_bytecode = True
     _quiet_signals()
     sock = worker._take_socket(options.fd)
-    report = _sandbox.confine([options.bundle], options.home)
+    secrets = os.environ.get(SECRETS_DIR_VARIABLE)
+    readable = [options.bundle, secrets] if secrets else [options.bundle]
+    report = _sandbox.confine(readable, options.home)
     if options.serve:
         _sandbox.separate()
         _exit(serve_alone(options.bundle, sock, options.marks_fd, skip))

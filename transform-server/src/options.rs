@@ -50,6 +50,10 @@ pub struct Options {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(16..1 << 30))]
     pub worker_memory_max_mib: Option<u64>,
 
+    /// A folder with one file for each secret that functions may read through their context
+    #[arg(long, value_name = "DIR")]
+    pub secrets: Option<PathBuf>,
+
     /// Address and port for Prometheus, which reads /metrics there
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics: Option<SocketAddr>,

@@ -47,6 +47,8 @@ pub enum StartError {
     Python { python: PathBuf },
     #[error("there is no bundle folder at {bundle}")]
     Bundle { bundle: PathBuf },
+    #[error("there is no folder for secrets at {folder}")]
+    Secrets { folder: PathBuf },
     #[error("cannot make a folder for the workers")]
     Home { source: io::Error },
     #[error("there is no user {name}")]
@@ -75,6 +77,7 @@ impl StartError {
             StartError::Bundle { .. } => {
                 "--bundle takes the folder that the bundle was unpacked to"
             }
+            StartError::Secrets { .. } => "--secrets takes a folder with one file for each secret",
             StartError::Home { .. } => "the temporary folder must be writable (TMPDIR)",
             StartError::NoUser { .. } => "--worker-user takes a name or number of /etc/passwd",
             StartError::NotRoot { .. } => {
@@ -115,6 +118,9 @@ impl Server {
         if !options.bundle.is_dir() {
             return Err(StartError::Bundle { bundle: options.bundle });
         }
+        if let Some(folder) = options.secrets.as_ref().filter(|folder| !folder.is_dir()) {
+            return Err(StartError::Secrets { folder: folder.clone() });
+        }
         let mut listeners = Vec::new();
         if let Some(address) = options.listen {
             let source = TcpListener::bind(address).await;
@@ -151,6 +157,7 @@ impl Server {
                 python: interpreter(&options.python),
                 bundle: absolute(&options.bundle),
                 python_path: options.python_path.as_deref().map(absolute),
+                secrets: options.secrets.as_deref().map(absolute),
                 home: home.path().to_owned(),
                 entry: options
                     .worker_script

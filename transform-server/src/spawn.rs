@@ -42,6 +42,8 @@ pub struct WorkerSpec {
     pub bundle: PathBuf,
     /// Prepended to the interpreter's module path.
     pub python_path: Option<PathBuf>,
+    /// Where functions' secrets are.
+    pub secrets: Option<PathBuf>,
     /// An empty folder: its home and working directory.
     pub home: PathBuf,
     /// `-m outstation.worker` unless a test puts a script of its own here.
@@ -373,6 +375,9 @@ fn environment(command: &mut Command, spec: &WorkerSpec) {
         "POLARS_MAX_THREADS",
     ] {
         command.env(pool, "1");
+    }
+    if let Some(folder) = &spec.secrets {
+        command.env("OUTSTATION_SECRETS_DIR", folder);
     }
     if let Some(path) = &spec.python_path {
         command.env("PYTHONPATH", path);

@@ -42,6 +42,18 @@ async fn serve(bundle: &Bundle, workers: &str) -> Running {
     .await
 }
 
+/// What the row's error says.
+async fn refused(channel: &Channel, target: &str) -> String {
+    let value = Some(Value { kind: Some(Kind::Int64Value(1)) });
+    let fields = vec![Field { name: "x".into(), value }];
+    let call = CallRequest { target: target.into(), rows: vec![Row { fields }] };
+    let answer = call_bytes(channel, call.encode_to_vec().into(), None).await.unwrap();
+    match CallResponse::decode(answer).unwrap().results.remove(0).outcome {
+        Some(Outcome::Error(error)) => error.message,
+        other => panic!("{target}: {other:?}"),
+    }
+}
+
 async fn ask(channel: &Channel, target: &str, timeout: Option<Duration>) -> Result<i64, Status> {
     let value = Some(Value { kind: Some(Kind::Int64Value(1)) });
     let fields = vec![Field { name: "x".into(), value }];
@@ -54,6 +66,38 @@ async fn ask(channel: &Channel, target: &str, timeout: Option<Duration>) -> Resu
             other => panic!("{other:?}"),
         },
         other => panic!("{target}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn functions_read_their_secrets_and_no_file_beside_them() {
+    let (bundle, secrets) = (Bundle::new(), tempfile::tempdir().unwrap());
+    let folder = secrets.path().join("granted");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("number"), "42").unwrap();
+    std::fs::write(secrets.path().join("beside"), "43").unwrap();
+    let beside = secrets.path().join("beside").display().to_string();
+    let view = |name: &str, body: &str| {
+        view(name, body)
+            .replace("mode=", "secrets=[Secret(\"number\")], mode=")
+            .replace("(source):", "(source, context):")
+    };
+    let source = HEAD.to_owned()
+        + &view("declared", "return {'y': int(context.secrets['number'])}")
+        + &view("undeclared", "return {'y': int(context.secrets['other'])}")
+        + &view("stolen", &format!("return {{'y': int(open({beside:?}).read())}}"));
+    bundle.write("features.py", &source);
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk").display().to_string();
+    let folder = folder.display().to_string();
+    let server = start(bundle.path(), &["--python-path", &sdk, "--secrets", &folder]).await;
+    let channel = server.until_serving().await;
+    assert_eq!(ask(&channel, "declared", None).await.unwrap(), 42);
+    assert!(refused(&channel, "undeclared").await.contains("other"));
+    let granted = server.workers.borrow().sandbox.granted.clone();
+    if granted.iter().any(|what| what == "files") {
+        assert!(refused(&channel, "stolen").await.contains("PermissionError"));
+    } else {
+        eprintln!("NOT TESTED: this kernel has no Landlock, files beside are not confined");
     }
 }
 
