@@ -1,6 +1,5 @@
 //! `cargo bench -p outstation-integration --bench transform [-- SCENARIO… --quick]`: builds what is measured,
-//! and hands over to `outstation-load bench`, which starts it and its peers. docs/BENCHMARKS.md says
-//! what is measured and how.
+//! and hands over to `outstation-load bench`, which starts it and its peers; `-- --help` says what there is.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
