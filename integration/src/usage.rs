@@ -47,8 +47,6 @@ impl Role {
     }
 }
 
-const FORKED_KIB: u64 = 16 * 1024;
-
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// What it has allocated itself (RssAnon): the mapped program counts for nothing.
@@ -122,9 +120,6 @@ impl Measured {
         for ((role, pid), now) in &self.0 {
             let own = before.0.get(&(*role, *pid));
             let Some(was) = own.or_else(|| roles.get(role)) else { continue };
-            // A forked worker makes pages its own as it first touches them: as much as its parent holds.
-            let shared = if *role == Role::Worker { FORKED_KIB } else { 0 };
-            let slack = Slack { private_kib: slack.private_kib + shared, ..slack };
             if !slack.allows(*was, *now) {
                 let whose = if own.is_some() { "its own" } else { "its role's" };
                 grown.push(format!("{role:?} {pid}: {now}; {whose} before: {was}"));
