@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outstation_agent::account::adopt::{self, AdoptArgs};
+use outstation_agent::account::journal::{self, command::JournalCommand};
 use outstation_agent::account::{self, config::Config, show};
 use outstation_agent::hint::Hinted;
 use outstation_agent::node::{self, NodeArgs};
@@ -39,6 +40,9 @@ enum Role {
     /// Decide who is right when the account and its ledger contradict each other. Exit code 2:
     /// something is left to decide.
     Adopt(AdoptArgs),
+    /// What the account agent was told and what it did, for auditors.
+    #[command(subcommand)]
+    Journal(JournalCommand),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -78,6 +82,7 @@ fn run(role: Role) -> Result<ExitCode> {
                 Ok(ExitCode::SUCCESS)
             }
             Role::Status { config, json } => show::run(&Config::load(&config)?, json),
+            Role::Journal(command) => journal::command::run(&command),
             Role::Adopt(args) => tokio::select! {
                 () = shutdown.cancelled() => bail!("interrupted; what was decided before stands"),
                 ended = adopt::run(args) => ended,

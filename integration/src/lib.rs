@@ -215,7 +215,8 @@ impl World {
 
 pub fn agent_command(config: &Path, command: &str, arguments: &[&str]) -> Result<Run> {
     let output = Command::new(binaries().join("outstation-agent"))
-        .args([command, "--config"])
+        .args(command.split(' '))
+        .arg("--config")
         .arg(config)
         .args(arguments)
         .envs(outstation_cli::dev::layout::agent_credentials())

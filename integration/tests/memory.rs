@@ -154,3 +154,61 @@ async fn an_old_backup_does_not_bring_old_code_back_and_a_wrong_tag_is_overwritt
     assert_eq!(instances(&world).await?, before, "no instance was touched");
     world.system.shutdown().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_agent_did_is_in_its_journal_and_cannot_be_taken_out_again() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let world = World::start("journal").await?;
+    world.edit("desired_nodes=3", "desired_nodes=1")?;
+    world.apply(1).await?;
+    let verify = || world.outstation_agent("journal verify", &[]);
+    let show = |arguments: &[&str]| world.outstation_agent("journal show", arguments);
+    let run = verify()?;
+    assert!(run.code == 0 && run.stdout.contains("anchored"), "{run}");
+    let run = show(&["--group", "delay_tsg"])?;
+    for said in ["accepted       delay_tsg generation 1", "calls          CreateAutoScalingGroup "]
+    {
+        assert!(run.code == 0 && run.stdout.contains(said), "{said}: {run}");
+    }
+
+    // Each call that changes something has an anchor that was there first, whenever the agent died.
+    for nodes in [2, 1] {
+        world.edit(&format!("desired_nodes={}", 3 - nodes), &format!("desired_nodes={nodes}"))?;
+        let apply = world.outstation(&["apply", ".", "--no-wait", "--yes"]);
+        world.system.kill(ServiceName::AccountAgent)?;
+        assert_eq!(apply?.code, 0);
+        wait(&world, "converged after a kill", is_ready).await?;
+    }
+    let run = verify()?;
+    assert_eq!(run.code, 0, "{run}");
+    let shown = show(&["--json"])?.stdout;
+    let records = shown.lines().map(serde_json::from_str).collect::<Result<Vec<Json>, _>>()?;
+    let store = world.system.layout().store().join("journal");
+    let chain = std::fs::read_dir(&store)?.next().context("one chain")??.path();
+    let anchored = |seq: u64| chain.join(format!("anchors/{seq:020}.json")).exists();
+    let calls: Vec<u64> = records
+        .iter()
+        .filter(|record| record["event"].get("call").is_some())
+        .filter_map(|record| record["seq"].as_u64())
+        .collect();
+    assert!(calls.len() >= 3 && calls.iter().all(|seq| anchored(*seq)), "{calls:?}");
+    assert!(records.iter().any(|record| record["event"]["outcome"]["request_id"].is_string()));
+
+    // Somebody on the agent's host does not want it to have been so.
+    world.system.signal(ServiceName::AccountAgent, Signal::SIGSTOP)?;
+    let state = world.system.layout().agent_state().join("journal");
+    let here = std::fs::read_dir(&state)?.next().context("one chain")??.path();
+    let segment = std::fs::read_dir(here)?.next().context("one segment")??.path();
+    let text = std::fs::read_to_string(&segment)?;
+    std::fs::write(&segment, text.replace("CreateAutoScalingGroup", "CreateAutoScalingGroop"))?;
+    world.system.kill(ServiceName::AccountAgent)?;
+    let run = verify()?;
+    assert!(run.code == 1 && run.stdout.contains("does not follow the one before"), "{run}");
+    assert!(run.stderr.contains("hint: the records before the first fault stand"), "{run}");
+    world.edit("desired_nodes=1", "desired_nodes=2")?;
+    world.apply(2).await?;
+    let run = verify()?;
+    let chains = run.stdout.lines().filter(|line| line.contains(" records, ")).count();
+    assert!(run.code == 1 && chains == 2, "it goes on in another chain: {run}");
+    world.system.shutdown().await
+}

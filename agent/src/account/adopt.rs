@@ -52,7 +52,7 @@ pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
             )
         })?;
     let mut ledger = Ledger::open(&config.store).context("open the ledger")?;
-    let aws = Aws::connect(&config).await;
+    let aws = Aws::connect(&config, None).await;
     aws.check_account(&config).await.context("ask STS whose account this is")?;
     let observed = aws.observe(&config.tenant, &guardrails).await.context("look at the account")?;
 

@@ -2,6 +2,7 @@
 //! decided in `plan`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,8 @@ use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::config::Config;
 use super::guardrails::{Guardrails, LaunchTemplate};
+use super::journal::intercept::Journaled;
+use super::journal::{Journal, JournalError};
 use super::plan::{
     Action, Observed, ObservedGroup, ObservedInstance, Shape, TAG_GROUP, TAG_TENANT,
 };
@@ -58,6 +61,10 @@ impl CallError {
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
+        if let Some(journal) = journal_error(&error) {
+            let code = Some(JOURNAL.to_owned());
+            return CallError { call, code, message: format!("not made: {}", causes(journal)) };
+        }
         let code = error.code().map(str::to_owned);
         let message = match (&code, error.message()) {
             (Some(code), Some(message)) => format!("{code}: {message}"),
@@ -83,6 +90,10 @@ impl CallError {
             Some("AlreadyExists") => {
                 "a group of this name exists and is not tagged as ours: remove it or change name_prefix"
             }
+            Some(JOURNAL) => {
+                "nothing is changed that cannot be written down: look at the disk of the state folder and at \
+                 journal/ of the account store"
+            }
             Some("LimitExceeded") => "ask AWS for a higher quota in this region",
             Some("Throttling" | "RequestLimitExceeded" | "ResourceContention") => {
                 "nobody has to do anything: the agent tries again more slowly"
@@ -97,6 +108,20 @@ impl CallError {
             hint: hint.to_owned(),
         }
     }
+}
+
+/// Instead of AWS's code: the call was not made.
+const JOURNAL: &str = "JournalUnavailable";
+
+fn journal_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a JournalError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref::<JournalError>() {
+            return Some(found);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// The SDK's own text says only that something failed; its last causes say what.
@@ -114,14 +139,15 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 impl Aws {
-    pub async fn connect(config: &Config) -> Aws {
+    /// Without a journal nothing that this changes is written down: for commands that only look.
+    pub async fn connect(config: &Config, journal: Option<Arc<Journal>>) -> Aws {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(AwsRegion::new(config.region.to_string()))
             .timeout_config(Aws::timeouts());
         if let Some(endpoint) = &config.aws.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        Aws::with(&loader.load().await)
+        Aws::with(&loader.load().await, journal)
     }
 
     pub fn timeouts() -> TimeoutConfig {
@@ -133,19 +159,25 @@ impl Aws {
     }
 
     /// Over any configuration of the SDK: a simulation brings its own HTTP client, clock and sleep.
-    pub fn with(config: &SdkConfig) -> Aws {
+    pub fn with(config: &SdkConfig, journal: Option<Arc<Journal>>) -> Aws {
+        let journaled = journal.map(Journaled);
         // Retries are paid from a budget of this agent's own: the SDK's default is one for the whole
         // process.
-        let autoscaling = aws_sdk_autoscaling::config::Builder::from(config)
+        let mut autoscaling = aws_sdk_autoscaling::config::Builder::from(config)
             .retry_partition(RetryPartition::custom("autoscaling").build());
+        if let Some(journaled) = &journaled {
+            autoscaling = autoscaling.interceptor(journaled.clone());
+        }
         let mutations = autoscaling.clone().retry_config(RetryConfig::disabled());
-        let sts = aws_sdk_sts::config::Builder::from(config)
-            .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build())
-            .build();
+        let mut sts = aws_sdk_sts::config::Builder::from(config)
+            .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build());
+        if let Some(journaled) = journaled {
+            sts = sts.interceptor(journaled);
+        }
         Aws {
             autoscaling: Client::from_conf(autoscaling.build()),
             mutations: Client::from_conf(mutations.build()),
-            sts: aws_sdk_sts::Client::from_conf(sts),
+            sts: aws_sdk_sts::Client::from_conf(sts.build()),
         }
     }
 

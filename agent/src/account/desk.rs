@@ -11,6 +11,7 @@ use outstation_protocol::ids::{AgentId, Digest, Generation, GroupName};
 use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, Verdict};
 use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
 
+use super::journal::record::Event;
 use super::judge::{Bench, judge};
 use super::shared::{Shared, lock};
 use crate::trust::files;
@@ -94,6 +95,13 @@ impl Desk {
             Err(refusal) => Some(refusal),
         };
         drop(ledger);
+        self.shared.note(|| Event::Order {
+            group: group.clone(),
+            generation,
+            digest: envelope.digest(),
+            refused: refused.as_ref().map(|refusal| refusal.rule),
+            message: refused.as_ref().map_or(String::new(), |refusal| refusal.message.clone()),
+        });
         match refused {
             None => {
                 tracing::info!(%group, %generation, digest, "accepted");

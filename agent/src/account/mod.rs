@@ -12,6 +12,7 @@ pub mod desk;
 pub mod dial;
 pub mod floor;
 pub mod guardrails;
+pub mod journal;
 pub mod judge;
 pub mod ledger;
 pub mod node_link;
@@ -43,6 +44,7 @@ use self::callers::Callers;
 use self::certificate::Identity;
 use self::config::Config;
 use self::control::Control;
+use self::journal::Journal;
 use self::ledger::Ledger;
 use self::node_link::NodeLink;
 use self::reconcile::Reconciler;
@@ -68,8 +70,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let ca = DataPlaneCa::open_or_create(&config.store, &config.tenant, clock::unix_secs())
         .context("open the account's CA")?;
     let ca = Arc::new(ca);
-    let aws = Aws::connect(&config).await;
-    let shared = Arc::new(Shared::new(config, ledger, Clock::System));
+    let journal = Journal::new(&config.state, &config.store, config.data_plane(), Clock::System);
+    let journal = Arc::new(journal);
+    let aws = Aws::connect(&config, Some(journal.clone())).await;
+    let mut shared = Shared::new(config, ledger, Clock::System);
+    shared.journal = Some(journal);
+    let shared = Arc::new(shared);
     if let Ok(Some(identity)) = Identity::load(&shared.config.state) {
         shared.know_agent(&identity);
     }

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
+use super::journal::record::Event;
 use super::ledger::Accepted;
 use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
 use super::recall::{Known, status_as_it_is};
@@ -27,6 +28,8 @@ const LOOK_BUSY: Duration = Duration::from_secs(1);
 const LOOKS_PATIENT: u32 = 10;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(120);
+/// Of an action in the journal; the call behind it is there whole.
+const ACTION_CHARS_MAX: usize = 400;
 
 /// When a group whose call failed may be tried again.
 struct Backoff {
@@ -282,6 +285,12 @@ async fn perform(
     }
     tracing::info!(%group, generation = %accepted.order.generation,
         digest = accepted.digest.short(), ?action, "apply");
+    shared.note(|| Event::Action {
+        group: group.clone(),
+        generation: accepted.order.generation,
+        digest: accepted.digest,
+        action: format!("{action:?}").chars().take(ACTION_CHARS_MAX).collect(),
+    });
     aws.apply(action).await.map_err(CallError::into_held)
 }
 

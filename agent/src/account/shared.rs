@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outstation_protocol::order::Intent;
@@ -16,6 +16,8 @@ use super::certificate;
 use super::config::Config;
 use super::floor::Standing;
 use super::guardrails::{Guardrails, NoGuardrails};
+use super::journal::Journal;
+use super::journal::record::Event;
 use super::judge::Identity;
 use super::ledger::Ledger;
 use super::plan::Observed;
@@ -60,6 +62,8 @@ pub struct Shared {
     pub span: tracing::Span,
     /// Something happened that the next look at AWS should not wait for.
     pub look: Notify,
+    /// What is written down for auditors; a simulation has none.
+    pub journal: Option<Arc<Journal>>,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,6 +104,7 @@ impl Shared {
             vitals: Vitals::default(),
             span: tracing::info_span!("account", agent = tracing::field::Empty),
             look: Notify::new(),
+            journal: None,
         }
     }
 
@@ -123,6 +128,12 @@ impl Shared {
             self.look.notify_one();
         }
         read
+    }
+
+    pub fn note(&self, event: impl FnOnce() -> Event) {
+        if let Some(journal) = &self.journal {
+            journal.note(event());
+        }
     }
 
     /// As they were when they were last read.

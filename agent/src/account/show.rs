@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::config::Config;
 use super::vitals::{
-    self, Account, FRESH_SECS_MAX, GroupLine, GuardrailsState, Link, ReadError, Running, Snapshot,
-    Trouble,
+    self, Account, FRESH_SECS_MAX, GroupLine, GuardrailsState, JournalLine, Link, ReadError,
+    Running, Snapshot, Trouble,
 };
 
 use crate::clock;
@@ -126,6 +126,9 @@ pub fn text(process: Process, snapshot: &Snapshot, now: u64) -> String {
     row("account", account(&snapshot.account, now));
     row("guardrails", guardrails(&snapshot.guardrails, now));
     row("AWS", looked(snapshot.looked_at_unix_secs, snapshot.look_error.as_ref(), now));
+    if let Some(line) = &snapshot.journal {
+        row("journal", journal(line));
+    }
     for trouble in &snapshot.store_trouble {
         row("store", trouble.clone());
     }
@@ -194,6 +197,16 @@ fn looked(at: Option<u64>, error: Option<&Trouble>, now: u64) -> String {
         Some(Trouble { message, at_unix_secs }) => {
             format!("{at}; failing for {}: {message}", since(*at_unix_secs, now))
         }
+    }
+}
+
+fn journal(line: &JournalLine) -> String {
+    let JournalLine { chain, records, trouble } = line;
+    let there = chain.as_ref().map(|chain| format!("{records} records in {chain}"));
+    match (trouble, there) {
+        (Some(why), _) => format!("TAKES NOTHING, so nothing is changed: {why}"),
+        (None, Some(there)) => there,
+        (None, None) => "empty".to_owned(),
     }
 }
 

@@ -57,6 +57,11 @@ fn snapshot() -> Snapshot {
         guardrails: GuardrailsState { error: None, pause: false, since_unix_secs: NOW - 299_999 },
         looked_at_unix_secs: Some(NOW - 2),
         look_error: None,
+        journal: Some(JournalLine {
+            chain: Some("000001-ab".to_owned()),
+            records: 7,
+            trouble: None,
+        }),
         store_trouble: vec![],
         contradictions: vec![held.message],
         groups: vec![
@@ -88,6 +93,7 @@ account agent  a-1  123456789012/eu-central-1 of tenant dev
   account      checked 3 d ago
   guardrails   valid for 3 d
   AWS          looked at 2 s ago
+  journal      7 records in 000001-ab
   CONTRADICTS  group b: its AutoScaling group is tagged generation 5, the account store holds no order of it
                hint: everything in this account is held until a person has decided: run outstation-agent adopt --config … on the account agent's host
 
@@ -117,6 +123,7 @@ fn what_is_wrong_stands_in_its_line() {
     ill.looked_at_unix_secs = None;
     ill.look_error = Some(trouble("DescribeAutoScalingGroups: timed out"));
     ill.store_trouble = vec!["a.json of the ledger is damaged".to_owned()];
+    ill.journal.as_mut().expect("it has one").trouble = Some("no space left".to_owned());
     let text_of = |process| text(process, &ill, NOW + 60);
     for line in [
         "account agent  not enrolled",
@@ -127,6 +134,7 @@ fn what_is_wrong_stands_in_its_line() {
         "STS does not say whose it is, 100 s ago: no route to host",
         "NONE for 3 d, everything is held: line 3: no such rule",
         "never looked at; failing for 100 s: DescribeAutoScalingGroups: timed out",
+        "journal      TAKES NOTHING, so nothing is changed: no space left",
         "store        a.json of the ledger is damaged",
     ] {
         let text = text_of(Process::Hanging);

@@ -16,6 +16,7 @@ use outstation_protocol::{DataPlane, status::NODE_ENTRIES_MAX};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::journal;
 use super::shared::{Shared, lock};
 use crate::clock;
 use crate::trust::files;
@@ -143,10 +144,20 @@ pub struct Snapshot {
     pub guardrails: GuardrailsState,
     pub looked_at_unix_secs: Option<u64>,
     pub look_error: Option<Trouble>,
+    pub journal: Option<JournalLine>,
     /// Of the account store, each with its file.
     pub store_trouble: Vec<String>,
     pub contradictions: Vec<String>,
     pub groups: Vec<GroupLine>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalLine {
+    /// None before the first record.
+    pub chain: Option<String>,
+    pub records: u64,
+    /// Why it takes nothing.
+    pub trouble: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -302,6 +313,11 @@ fn snapshot(shared: &Shared, started_unix_secs: u64) -> Snapshot {
         },
         looked_at_unix_secs,
         look_error,
+        journal: shared.journal.as_ref().map(|journal| {
+            let journal::State { head, trouble } = journal.state();
+            let records = head.as_ref().map_or(0, |(_, head)| head.seq);
+            JournalLine { chain: head.map(|(chain, _)| chain), records, trouble }
+        }),
         store_trouble,
         contradictions: standing.contradictions().iter().map(|c| c.message()).collect(),
         groups: groups(shared),

@@ -65,7 +65,12 @@ impl Layout {
     }
 
     pub fn callers_token(&self) -> PathBuf {
-        self.state.join("agent/callers.token")
+        self.agent_state().join("callers.token")
+    }
+
+    /// The account agent's own disk.
+    pub fn agent_state(&self) -> PathBuf {
+        self.state.join("agent")
     }
 
     pub fn config(&self, service: &str) -> PathBuf {
@@ -267,7 +272,7 @@ listen = "{callers}"
 token_file = {callers_token}
 "#,
         store = quoted(&layout.store()),
-        state = quoted(&layout.state.join("agent")),
+        state = quoted(&layout.agent_state()),
         aws = detours.aws.unwrap_or(slot.aws_sim()),
         link = detours.broker_link.unwrap_or(slot.broker_link()),
         root = quoted(&layout.broker_root()),

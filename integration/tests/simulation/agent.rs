@@ -231,7 +231,7 @@ fn connect(clock: &Arc<ManualClock>, timers: &Timers, wire: &Wire) -> Aws {
         .time_source(TimeOfDay(clock.clone()))
         .timeout_config(Aws::timeouts())
         .build();
-    Aws::with(&config)
+    Aws::with(&config, None)
 }
 
 fn config(store: &Path, disk: &Path, reconcile_secs: u64) -> Config {

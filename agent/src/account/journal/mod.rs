@@ -1,0 +1,209 @@
+//! What this agent was told and what it did, for the account's own auditors: every order and every AWS
+//! call, in a chain of records on the agent's disk, anchored in the account store.
+//!
+//! Order of things for a call that may change something: the record of it is on disk, its **anchor** is in the
+//! account store, and only then is the call made ([`intercept`]). Anchors are created and never
+//! replaced, so a chain that was cut, changed or made anew does not fit them ([`verify`]).
+
+mod chain;
+pub mod command;
+pub mod intercept;
+pub mod record;
+mod store;
+pub mod verify;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use outstation_protocol::DataPlane;
+use outstation_protocol::v1::RefusalRule;
+
+use self::chain::Chain;
+use self::record::{Event, Head};
+use self::store::Store;
+use super::shared::lock;
+use crate::clock::Clock;
+
+/// Refusals written down one by one within a minute. A broker that is not to be trusted can send as many
+/// as it likes; the rest is counted.
+const REFUSALS_PER_MINUTE_MAX: u32 = 60;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("the journal cannot be written: {path}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error(
+        "the account store has another anchor for record {seq} of chain {chain}: somebody else wrote it, \
+         or this disk was put back to an older state"
+    )]
+    Forked { chain: String, seq: u64 },
+}
+
+#[derive(Debug)]
+pub struct Journal {
+    data_plane: DataPlane,
+    /// `<state>/journal`
+    disk: PathBuf,
+    /// `journal/` of the account store
+    store: Store,
+    clock: Clock,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// None until it is used, and after anything went wrong: then it is read again from the disk.
+    chain: Option<Chain>,
+    skipped: Skipped,
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Skipped {
+    minute: u64,
+    written: u32,
+    looked_minute: u64,
+    refusals: u64,
+    looks: u64,
+}
+
+/// How the journal is, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub head: Option<(String, Head)>,
+    pub trouble: Option<String>,
+}
+
+impl Journal {
+    pub fn new(state: &Path, account_store: &Path, data_plane: DataPlane, clock: Clock) -> Journal {
+        let (disk, store) = (state.join("journal"), Store::new(account_store.join("journal")));
+        Journal { data_plane, disk, store, clock, inner: Mutex::default() }
+    }
+
+    /// Writes down what changes nothing by itself; a journal that cannot take it is told of in the log, and
+    /// makes every call wait that would change something.
+    pub fn note(&self, event: Event) {
+        let mut inner = lock(&self.inner);
+        let now = self.clock.unix_secs();
+        let in_trouble = inner.trouble.is_some();
+        if inner.skipped.leaves_out(&event, now, in_trouble) {
+            return;
+        }
+        let noted = self.append(&mut inner, event).map(drop);
+        inner.tell(noted);
+    }
+
+    /// Writes down a call that may change something, on this disk and in the account store. It may be made
+    /// when this has returned, and not otherwise. The number is for its outcome.
+    pub fn before_call(&self, event: Event) -> Result<u64, JournalError> {
+        let mut inner = lock(&self.inner);
+        let written = self.append(&mut inner, event).and_then(|head| {
+            let chain = inner.chain.as_mut().expect("it was just appended to");
+            chain.sync()?;
+            self.store.anchor(chain.name(), head)?;
+            Ok(head.seq)
+        });
+        let outcome = written.as_ref().map(drop).map_err(|error| message(error));
+        inner.note_trouble(outcome);
+        if written.is_err() {
+            inner.chain = None;
+        }
+        written
+    }
+
+    fn append(&self, inner: &mut Inner, event: Event) -> Result<Head, JournalError> {
+        let now = self.clock.unix_secs();
+        if inner.chain.is_none() {
+            inner.chain = Some(Chain::open(&self.disk, &self.store, &self.data_plane, now)?);
+        }
+        let Inner { chain, skipped, .. } = inner;
+        let chain = chain.as_mut().expect("it was opened above");
+        let appended = skipped
+            .told()
+            .map_or(Ok(()), |told| chain.append(now, told).map(drop))
+            .and_then(|()| chain.append(now, event));
+        match appended {
+            Ok(head) => {
+                *skipped = Skipped { refusals: 0, looks: 0, ..*skipped };
+                chain.rotate(&self.store).map(|()| head)
+            }
+            Err(error) => {
+                inner.chain = None;
+                Err(error)
+            }
+        }
+    }
+
+    pub fn state(&self) -> State {
+        let inner = lock(&self.inner);
+        let head = inner.chain.as_ref().map(|chain| (chain.name().to_owned(), chain.head()));
+        State { head, trouble: inner.trouble.clone() }
+    }
+}
+
+impl Inner {
+    fn tell(&mut self, noted: Result<(), JournalError>) {
+        self.note_trouble(noted.map_err(|error| message(&error)));
+    }
+
+    /// Told once, not at every record.
+    fn note_trouble(&mut self, noted: Result<(), String>) {
+        let trouble = noted.err();
+        if self.trouble == trouble {
+            return;
+        }
+        match &trouble {
+            Some(why) => tracing::error!(%why, "the journal takes nothing: no call that changes \
+                anything is made until it does"),
+            None => tracing::info!("the journal is written again"),
+        }
+        self.trouble = trouble;
+    }
+}
+
+fn message(error: &JournalError) -> String {
+    match error {
+        JournalError::Io { source, .. } => format!("{error}: {source}"),
+        JournalError::Forked { .. } => error.to_string(),
+    }
+}
+
+impl Skipped {
+    /// Counts what is not written down by itself.
+    fn leaves_out(&mut self, event: &Event, now_unix_secs: u64, in_trouble: bool) -> bool {
+        match event {
+            // Tried once a minute, so that the disk does not fill with what the account store cannot take.
+            Event::Look { .. } if in_trouble && self.looked_minute == now_unix_secs / 60 => {
+                self.looks += 1;
+                true
+            }
+            Event::Look { .. } => {
+                self.looked_minute = now_unix_secs / 60;
+                false
+            }
+            Event::Order { refused: Some(rule), .. } => {
+                let minute = now_unix_secs / 60;
+                if self.minute != minute {
+                    (self.minute, self.written) = (minute, 0);
+                }
+                // What waits for the account store is asked again every few seconds.
+                if self.written >= REFUSALS_PER_MINUTE_MAX || *rule == RefusalRule::AccountStore {
+                    self.refusals += 1;
+                    return true;
+                }
+                self.written += 1;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn told(&self) -> Option<Event> {
+        let Skipped { refusals, looks, .. } = *self;
+        (refusals + looks > 0).then_some(Event::Skipped { refusals, looks })
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
