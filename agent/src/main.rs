@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outstation_agent::account::adopt::{self, AdoptArgs};
 use outstation_agent::account::{self, config::Config, show};
 use outstation_agent::hint::Hinted;
+use outstation_agent::iam::{self, IamPolicyArgs};
 use outstation_agent::node::{self, NodeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,8 @@ enum Role {
     /// Decide who is right when the account and its ledger contradict each other. Exit code 2:
     /// something is left to decide.
     Adopt(AdoptArgs),
+    /// Print the IAM policy of the agent's role for one account.
+    IamPolicy(IamPolicyArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -82,6 +85,10 @@ fn run(role: Role) -> Result<ExitCode> {
                 () = shutdown.cancelled() => bail!("interrupted; what was decided before stands"),
                 ended = adopt::run(args) => ended,
             },
+            Role::IamPolicy(args) => {
+                iam::run(args)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Role::Node(args) => {
                 node::run(args, shutdown).await?;
                 Ok(ExitCode::SUCCESS)
