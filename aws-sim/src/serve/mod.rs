@@ -17,6 +17,7 @@ mod driver;
 mod spawner;
 
 use crate::config::Config;
+use crate::policy::Judged;
 use crate::{Hinted, clock};
 use driver::Driver;
 
@@ -43,6 +44,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .route("/_sim/health", get(async || "ok"))
         .route("/_sim/groups", get(groups))
         .route("/_sim/instances", get(instances))
+        .route("/_sim/judged", get(judged))
         .fallback(call)
         .with_state(driver.clone());
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
@@ -74,6 +76,10 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
 
 async fn groups(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::GroupLine>> {
     Json(driver.groups())
+}
+
+async fn judged(State(driver): State<Arc<Driver>>) -> Json<Vec<Judged>> {
+    Json(driver.judged())
 }
 
 async fn instances(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::InstanceLine>> {

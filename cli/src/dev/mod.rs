@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod departures;
+mod iam;
 pub mod layout;
 pub mod load;
 pub mod report;

@@ -32,6 +32,17 @@ pub struct SimGroup {
     pub instances: u32,
 }
 
+/// How a call of the account agent was judged by its policy, as `/_sim/judged` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Judged {
+    pub principal: String,
+    pub call: String,
+    pub action: String,
+    pub resource: String,
+    pub allowed: bool,
+    pub statements: Vec<String>,
+}
+
 /// Where it listens. Each question is a connection of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Sim(SocketAddr);
@@ -53,6 +64,11 @@ impl Sim {
     pub async fn instances(&self) -> anyhow::Result<Vec<SimInstance>> {
         let body = get(self.0, "/_sim/instances").await?;
         serde_json::from_slice(&body).context("read the simulated instances")
+    }
+
+    pub async fn judged(&self) -> anyhow::Result<Vec<Judged>> {
+        let body = get(self.0, "/_sim/judged").await?;
+        serde_json::from_slice(&body).context("read how calls were judged")
     }
 }
 
