@@ -49,7 +49,7 @@ impl Grant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profiles {
     Both,
-    /// A `scale-only` agent never makes it.
+    ScaleOnly,
     Manage,
 }
 
@@ -71,7 +71,7 @@ const fn call(
     Call { action, grants, profiles, why }
 }
 
-use Profiles::{Both, Manage};
+use Profiles::{Both, Manage, ScaleOnly};
 
 /// `sts:GetCallerIdentity` is called too, and needs no permission: AWS answers it to everybody, also
 /// where a policy denies it.
@@ -93,7 +93,7 @@ pub const CALLS: &[Call] = &[
     call(
         "autoscaling:DescribePolicies",
         &[Grant::Look],
-        Manage,
+        Both,
         "sees whether a scaling policy is as ordered",
     ),
     call(
@@ -129,8 +129,8 @@ pub const CALLS: &[Call] = &[
     call(
         "autoscaling:SetDesiredCapacity",
         &[Grant::Steer],
-        Both,
-        "sets how many nodes there are, within the bounds of the group",
+        ScaleOnly,
+        "sets how many nodes there are, within the bounds of the customer; with manage it sets the bounds",
     ),
     call(
         "autoscaling:CompleteLifecycleAction",
@@ -224,12 +224,13 @@ pub const CALLS: &[Call] = &[
     ),
 ];
 
-/// Those of `grant` that a `scale-only` agent makes, or all.
+/// Those of `grant` that an agent of this profile makes.
 pub fn granted(grant: Grant, scale_only: bool) -> impl Iterator<Item = &'static Call> {
+    let wanted = if scale_only { ScaleOnly } else { Manage };
     CALLS
         .iter()
         .filter(move |call| call.grants.contains(&grant))
-        .filter(move |call| !scale_only || call.profiles == Profiles::Both)
+        .filter(move |call| call.profiles == Both || call.profiles == wanted)
 }
 
 #[cfg(test)]

@@ -145,9 +145,8 @@ fn manages(scope: &Scope, manage: &Manage) -> Vec<Statement> {
             Grant::Steer,
             false,
             groups(),
-            "Only groups with the tenant's tag. AWS has no key for the numbers in these calls: desired \
-             capacity stays within the group's own MaxSize, a warm pool and a refresh are bounded by the \
-             guardrails alone.",
+            "Only groups with the tenant's tag. AWS has no key for the numbers in these calls: a warm pool and a \
+             refresh are bounded by the guardrails alone.",
         )
         .when("StringEquals", "aws:ResourceTag/outstation:tenant", [scope.tenant.as_str()]),
         allow(
