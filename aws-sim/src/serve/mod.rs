@@ -41,10 +41,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let driver = Arc::new(Driver::new(&config)?);
     driver.probe().await?;
     let app = Router::new()
+        .route("/_sim/judged", get(judged))
         .route("/_sim/health", get(async || "ok"))
         .route("/_sim/groups", get(groups))
         .route("/_sim/instances", get(instances))
-        .route("/_sim/judged", get(judged))
         .fallback(call)
         .with_state(driver.clone());
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
@@ -65,6 +65,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn judged(State(driver): State<Arc<Driver>>) -> Json<Vec<Judged>> {
+    Json(driver.judged())
+}
+
 async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, REQUEST_BYTES_MAX).await else {
@@ -76,10 +80,6 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
 
 async fn groups(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::GroupLine>> {
     Json(driver.groups())
-}
-
-async fn judged(State(driver): State<Arc<Driver>>) -> Json<Vec<Judged>> {
-    Json(driver.judged())
 }
 
 async fn instances(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::InstanceLine>> {

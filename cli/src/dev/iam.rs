@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde::Deserialize;
 use tokio::process::Command;
 
 use super::layout::{
@@ -18,6 +19,17 @@ use crate::message::Failure;
 
 /// It prints and ends; a debug build on a loaded machine starts within a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a call of the account agent was judged by its policy, as `/_sim/judged` tells it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Judged {
+    pub principal: String,
+    pub call: String,
+    pub action: String,
+    pub resource: String,
+    pub allowed: bool,
+    pub statements: Vec<String>,
+}
 
 pub async fn write_policy(layout: &Layout, options: &DevOptions) -> anyhow::Result<()> {
     let agent = options.bin_dir.join("outstation-agent");

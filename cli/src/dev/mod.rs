@@ -11,6 +11,7 @@ mod sim;
 pub mod slot;
 pub mod system;
 
+pub use iam::Judged;
 pub use layout::{Detours, DevGuardrails};
 pub use sim::{Sim, SimGroup, SimInstance};
 pub use slot::Slot;

@@ -8,6 +8,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::iam::Judged;
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A hundred instances at 500 bytes each, with room.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -32,17 +34,6 @@ pub struct SimGroup {
     pub instances: u32,
 }
 
-/// How a call of the account agent was judged by its policy, as `/_sim/judged` tells it.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Judged {
-    pub principal: String,
-    pub call: String,
-    pub action: String,
-    pub resource: String,
-    pub allowed: bool,
-    pub statements: Vec<String>,
-}
-
 /// Where it listens. Each question is a connection of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Sim(SocketAddr);
@@ -56,6 +47,11 @@ impl Sim {
         get(self.0, "/_sim/health").await.is_ok()
     }
 
+    pub async fn judged(&self) -> anyhow::Result<Vec<Judged>> {
+        let body = get(self.0, "/_sim/judged").await?;
+        serde_json::from_slice(&body).context("read how calls were judged")
+    }
+
     pub async fn groups(&self) -> anyhow::Result<Vec<SimGroup>> {
         let body = get(self.0, "/_sim/groups").await?;
         serde_json::from_slice(&body).context("read the simulated groups")
@@ -64,11 +60,6 @@ impl Sim {
     pub async fn instances(&self) -> anyhow::Result<Vec<SimInstance>> {
         let body = get(self.0, "/_sim/instances").await?;
         serde_json::from_slice(&body).context("read the simulated instances")
-    }
-
-    pub async fn judged(&self) -> anyhow::Result<Vec<Judged>> {
-        let body = get(self.0, "/_sim/judged").await?;
-        serde_json::from_slice(&body).context("read how calls were judged")
     }
 }
 
