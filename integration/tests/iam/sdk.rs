@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::config::retry::RetryConfig;
 use aws_sdk_autoscaling::config::{Credentials, SharedCredentialsProvider};
@@ -17,6 +17,8 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
+use outstation_agent::account::aws::Aws;
+use outstation_agent::account::plan::Action;
 use outstation_agent::iam::policy::Policy;
 use outstation_aws_sim::policy::Policies;
 use outstation_aws_sim::wire::Sim;
@@ -44,17 +46,20 @@ impl Plugged {
     }
 
     fn client(&self) -> Client {
+        Client::new(&self.config())
+    }
+
+    fn config(&self) -> SdkConfig {
         let session = Some("session".to_owned());
         let credentials = Credentials::new(AGENT_KEY, AGENT_SECRET, session, None, "test");
-        let config = aws_config::SdkConfig::builder()
+        SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(REGION))
             .endpoint_url("http://aws.sim")
             .credentials_provider(SharedCredentialsProvider::new(credentials))
             .http_client(self.clone())
             .retry_config(RetryConfig::disabled())
-            .build();
-        Client::new(&config)
+            .build()
     }
 }
 
@@ -252,4 +257,19 @@ async fn scale_only_changes_a_number_and_nothing_else() {
     assert!(refusal.starts_with("AccessDenied: "), "{refusal}");
     let seen = client.describe_auto_scaling_groups().send().await.map_err(told).expect("looks");
     assert_eq!(seen.auto_scaling_groups().len(), 5, "no describe can be narrowed");
+}
+
+/// The agent itself, whose role has less than it needs: AWS's own words, and what a person can do.
+#[tokio::test]
+async fn a_role_that_lacks_an_action_is_told_as_such() {
+    let sim = Plugged::new(&scale_only());
+    let aws = Aws::with(&sim.config());
+    let delete = Action::Delete { asg_name: "outstation-mine".to_owned() };
+    let held = aws.apply(&delete).await.expect_err("scale-only deletes nothing").into_held();
+    assert!(
+        held.message.starts_with("DeleteAutoScalingGroup: AccessDenied: User: ")
+            && held.message.contains("no identity-based policy allows"),
+        "{held:?}"
+    );
+    assert!(held.hint.contains("outstation-agent iam-policy"), "{held:?}");
 }
