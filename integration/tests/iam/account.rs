@@ -1,16 +1,13 @@
 //! The account in which cases are judged: ours, strangers' and the agent's own, side by side.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use outstation_agent::iam::parameters::{Profile, example};
 use outstation_agent::iam::policy::{Policy, policy};
-use outstation_aws_sim::model::credentials::{InstanceRole, Principal};
-use outstation_aws_sim::model::group::LaunchTemplate;
+use outstation_aws_sim::config::Config;
 use outstation_aws_sim::model::names::GroupName;
 use outstation_aws_sim::model::requests::{CreateGroup, GroupSettings, TagSpec, TemplateSpec};
-use outstation_aws_sim::model::{AccessKeyId, Model, ModelConfig};
+use outstation_aws_sim::model::{Model, ModelConfig};
 use outstation_aws_sim::policy::TemplateUse;
 use time::OffsetDateTime;
 
@@ -38,54 +35,50 @@ pub fn manage() -> Policy {
 }
 
 pub fn config() -> ModelConfig {
-    let template =
-        |id: &str, name: &str, version: u32, image_id: &str, kind: &str| LaunchTemplate {
-            id: id.to_owned(),
-            name: name.to_owned(),
-            version,
-            image_id: image_id.to_owned(),
-            instance_type: kind.to_owned(),
-            user_data: "user-data.sh".to_owned(),
-        };
-    let image = "ami-0123456789abcdef0";
-    let zone = |letter: &str| format!("{REGION}{letter}");
-    let principal = Principal {
-        secret_access_key: AGENT_SECRET.to_owned(),
-        session_token: Some("session".to_owned()),
-        arn: AGENT_ARN.to_owned(),
-        user_id: "AROAIAMTESTAGENT0000:i-0123456789abcdef0".to_owned(),
-        expires: None,
+    let template = |id: &str, name: &str, version: u32, image: &str, kind: &str| {
+        format!(
+            "[[launch_templates]]\nid = \"{id}\"\nname = \"{name}\"\nversion = {version}\n\
+             image_id = \"{image}\"\ninstance_type = \"{kind}\"\nuser_data = \"user-data.sh\"\n"
+        )
     };
-    ModelConfig {
-        account: ACCOUNT.to_owned(),
-        region: REGION.to_owned(),
-        zones: vec![zone("a"), zone("b")],
-        subnets: [
-            ("subnet-0123456789abcdef0".to_owned(), zone("a")),
-            ("subnet-0123456789abcdef1".to_owned(), zone("b")),
-            (STRANGE_SUBNET.to_owned(), zone("a")),
-        ]
-        .into(),
-        role: InstanceRole {
-            account: ACCOUNT.to_owned(),
-            name: "outstation-node".to_owned(),
-            id: "AROAIAMTESTNODE00000".to_owned(),
-        },
-        net: Ipv4Addr::new(10, 83, 0, 0),
-        boot_delay: Duration::ZERO,
-        templates: vec![
-            template(NODE_TEMPLATE, "outstation-node", 1, image, "c7i.large"),
-            template(NODE_TEMPLATE, "outstation-node", 2, image, "c7i.xlarge"),
-            // Two versions that somebody added since.
-            template(NODE_TEMPLATE, "outstation-node", 3, "ami-00000000000000bad", "c7i.large"),
-            template(NODE_TEMPLATE, "outstation-node", 4, image, "p5.48xlarge"),
-            template(STRANGE_TEMPLATE, "stranger", 1, image, "c7i.large"),
-            template(AGENT_TEMPLATE, "outstation-agent", 1, image, "c7i.large"),
-        ],
-        hooks_hold_dead_instances: false,
-        principals: vec![(AccessKeyId::from(AGENT_KEY.to_owned()), principal)],
-        seed: 7,
-    }
+    let image = "ami-0123456789abcdef0";
+    let templates = [
+        template(NODE_TEMPLATE, "outstation-node", 1, image, "c7i.large"),
+        template(NODE_TEMPLATE, "outstation-node", 2, image, "c7i.xlarge"),
+        // Two versions that somebody added since.
+        template(NODE_TEMPLATE, "outstation-node", 3, "ami-00000000000000bad", "c7i.large"),
+        template(NODE_TEMPLATE, "outstation-node", 4, image, "p5.48xlarge"),
+        template(STRANGE_TEMPLATE, "stranger", 1, image, "c7i.large"),
+        template(AGENT_TEMPLATE, "outstation-agent", 1, image, "c7i.large"),
+    ];
+    let text = format!(
+        r#"
+listen = "127.0.0.1:1"
+account = "{ACCOUNT}"
+region = "{REGION}"
+instance_net = "127.83.0.0"
+instance_role = "outstation-node"
+instance_role_id = "AROAIAMTESTNODE00000"
+dir = "."
+[[subnets]]
+id = "subnet-0123456789abcdef0"
+availability_zone = "{REGION}a"
+[[subnets]]
+id = "subnet-0123456789abcdef1"
+availability_zone = "{REGION}b"
+[[subnets]]
+id = "{STRANGE_SUBNET}"
+availability_zone = "{REGION}a"
+[[principals]]
+access_key_id = "{AGENT_KEY}"
+secret_access_key = "{AGENT_SECRET}"
+session_token = "session"
+arn = "{AGENT_ARN}"
+user_id = "AROAIAMTESTAGENT0000:i-0123456789abcdef0"
+{}"#,
+        templates.concat()
+    );
+    toml::from_str::<Config>(&text).expect("a configuration").model(7)
 }
 
 /// What the launch templates entail beyond image and type.
