@@ -5,6 +5,7 @@ pub mod account;
 pub mod clock;
 pub mod frames;
 pub mod hint;
+pub mod iam;
 pub mod node;
 mod tags;
 pub mod trust;

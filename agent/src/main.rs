@@ -11,6 +11,7 @@ use outstation_agent::account::adopt::{self, AdoptArgs};
 use outstation_agent::account::journal::{self, command::JournalCommand};
 use outstation_agent::account::{self, config::Config, show};
 use outstation_agent::hint::Hinted;
+use outstation_agent::iam::{self, IamPolicyArgs};
 use outstation_agent::node::{self, NodeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ enum Role {
     /// What the account agent was told and what it did, for auditors.
     #[command(subcommand)]
     Journal(JournalCommand),
+    /// Print the IAM policy of the agent's role for one account.
+    IamPolicy(IamPolicyArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -87,6 +90,10 @@ fn run(role: Role) -> Result<ExitCode> {
                 () = shutdown.cancelled() => bail!("interrupted; what was decided before stands"),
                 ended = adopt::run(args) => ended,
             },
+            Role::IamPolicy(args) => {
+                iam::run(args)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Role::Node(args) => {
                 node::run(args, shutdown).await?;
                 Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ use crate::imds;
 use crate::model::credentials::{InstanceRole, Principal};
 use crate::model::group::LaunchTemplate;
 use crate::model::{AccessKeyId, ModelConfig};
+use crate::policy::{Guard, Policies, TemplateUse};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -59,6 +60,8 @@ pub struct PrincipalConfig {
     pub session_token: Option<String>,
     pub arn: String,
     pub user_id: String,
+    /// An IAM policy in JSON that it is held to; without one it may do everything.
+    pub policy: Option<PathBuf>,
 }
 
 impl fmt::Debug for PrincipalConfig {
@@ -79,6 +82,9 @@ pub struct TemplateConfig {
     pub image_id: String,
     #[serde(default = "default_type")]
     pub instance_type: String,
+    /// Whether it tags what it launches. The tags themselves are not simulated, the permission that it takes is.
+    #[serde(default)]
+    pub tags_launched: bool,
 }
 
 fn default_imds_port() -> u16 {
@@ -140,6 +146,24 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// Who is bound by which policy.
+    pub fn guard(&self) -> anyhow::Result<Guard> {
+        let mut guard = Guard::default();
+        for principal in &self.principals {
+            let Some(path) = &principal.policy else { continue };
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("read {}", path.display()))?;
+            let policies =
+                Policies::parse([text.as_str()]).with_context(|| path.display().to_string())?;
+            guard.bind(&principal.arn, policies);
+        }
+        for template in &self.launch_templates {
+            let used = TemplateUse { profile: None, tags: template.tags_launched };
+            guard.template(&template.id, used);
+        }
+        Ok(guard)
     }
 
     fn zones(&self) -> Vec<String> {

@@ -24,6 +24,10 @@
 //! - Tags reach instances at launch only; a propagated key that IMDS cannot show makes the launch fail, as at AWS.
 //! - Quotas: 500 groups, 50 hooks and 50 tags a group, pages of at most 100.
 //!
+//! **IAM** ([`policy`]): a principal with a policy in the configuration is held to it, call by call, by iam-rs; so is what
+//! using a launch template entails for the caller (`ec2:RunInstances` on each kind of resource, `ec2:CreateTags`,
+//! `iam:PassRole`), at create, at an update of template or subnets, and at a refresh that names a template.
+//!
 //! **STS** (2011-06-15): `GetCallerIdentity`, POST form or GET query.
 //!
 //! **SigV4** in the `Authorization` header of every call, for the principals of the configuration and the session credentials
@@ -44,7 +48,8 @@
 //! - Any other action (`InvalidAction`) or parameter (`NotSimulated`, which is not an AWS code: refused rather than ignored):
 //!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies, suspended processes, load
 //!   balancers, notifications, standby, maximum lifetime, deletion protection.
-//! - IAM policies: every known principal may do everything. Presigned URLs. Other hashes than SHA-256.
+//! - IAM beyond identity-based policies of configured principals: no boundaries, organisations, session policies; a principal
+//!   without a policy may do everything. Presigned URLs. Other hashes than SHA-256.
 //! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them
 //!   ([`wire::faults`]); `aws-sim serve` answers at once and consistently.
 //! - EC2's status checks: a dead machine is noticed at once. By default hooks do not hold it, as nobody could complete
@@ -66,6 +71,7 @@ pub mod config;
 pub mod imds;
 pub mod launcher;
 pub mod model;
+pub mod policy;
 pub mod serve;
 pub mod wire;
 

@@ -153,7 +153,7 @@ impl World {
         );
         let output = Command::new(python())
             .args(["-c", &script])
-            .envs(outstation_cli::dev::layout::agent_credentials())
+            .envs(outstation_cli::dev::layout::people_credentials())
             .output()
             .context("run boto3")?;
         Ok(Run::from(output))

@@ -82,7 +82,7 @@ impl CallError {
     pub fn into_held(self) -> Held {
         let hint = match self.code.as_deref() {
             Some("AccessDenied" | "UnauthorizedOperation" | "AccessDeniedException") => {
-                "the agent's role lacks this action: compare it with the policy of the install"
+                "the agent's role may not do this: compare its policy with what outstation-agent iam-policy prints"
             }
             Some("ExpiredToken" | "InvalidClientTokenId" | "SignatureDoesNotMatch") => {
                 "the agent's AWS credentials are not valid: look at its role or environment"

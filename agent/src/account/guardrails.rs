@@ -47,6 +47,12 @@ impl TryFrom<String> for NamePrefix {
     }
 }
 
+impl fmt::Display for NamePrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A numeric version: with `$Latest` a new version would slip in unchecked.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]

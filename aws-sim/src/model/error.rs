@@ -21,6 +21,7 @@ pub enum Code {
     ServiceUnavailable,
     InvalidNextToken,
     InvalidAction,
+    AccessDenied,
     MissingAuthenticationToken,
     IncompleteSignature,
     InvalidClientTokenId,
@@ -43,6 +44,7 @@ impl Code {
             Code::ServiceUnavailable => "ServiceUnavailable",
             Code::InvalidNextToken => "InvalidNextToken",
             Code::InvalidAction => "InvalidAction",
+            Code::AccessDenied => "AccessDenied",
             Code::MissingAuthenticationToken => "MissingAuthenticationToken",
             Code::IncompleteSignature => "IncompleteSignature",
             Code::InvalidClientTokenId => "InvalidClientTokenId",
@@ -64,7 +66,8 @@ impl Code {
             | Code::InvalidAction
             | Code::IncompleteSignature
             | Code::NotSimulated => 400,
-            Code::MissingAuthenticationToken
+            Code::AccessDenied
+            | Code::MissingAuthenticationToken
             | Code::InvalidClientTokenId
             | Code::SignatureDoesNotMatch
             | Code::ExpiredToken => 403,

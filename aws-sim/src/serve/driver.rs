@@ -24,6 +24,7 @@ use super::spawner::Spawner;
 use crate::config::Config;
 use crate::launcher::{FromLauncher, ToLauncher};
 use crate::model::{Effect, InstanceFacts, InstanceId};
+use crate::policy::Judged;
 use crate::wire::Sim;
 use crate::{Hinted, clock};
 
@@ -73,8 +74,10 @@ pub struct InstanceLine {
 
 impl Driver {
     pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let mut sim = Sim::new(config.model(rand::random()));
+        sim.guard = config.guard()?;
         Ok(Driver {
-            sim: Arc::new(Mutex::new(Sim::new(config.model(rand::random())))),
+            sim: Arc::new(Mutex::new(sim)),
             machines: Machines::default(),
             spawner: Spawner::start()?,
             wake: Arc::default(),
@@ -117,6 +120,11 @@ impl Driver {
         let response = lock(&self.sim).handle(request, now);
         self.wake.notify_one();
         response
+    }
+
+    /// How calls of principals with a policy were judged.
+    pub fn judged(&self) -> Vec<Judged> {
+        lock(&self.sim).guard.judged().cloned().collect()
     }
 
     pub fn groups(&self) -> Vec<GroupLine> {

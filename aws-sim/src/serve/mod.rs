@@ -17,6 +17,7 @@ mod driver;
 mod spawner;
 
 use crate::config::Config;
+use crate::policy::Judged;
 use crate::{Hinted, clock};
 use driver::Driver;
 
@@ -40,6 +41,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let driver = Arc::new(Driver::new(&config)?);
     driver.probe().await?;
     let app = Router::new()
+        .route("/_sim/judged", get(judged))
         .route("/_sim/health", get(async || "ok"))
         .route("/_sim/groups", get(groups))
         .route("/_sim/instances", get(instances))
@@ -61,6 +63,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!("ending every instance");
     driver.end_all().await;
     Ok(())
+}
+
+async fn judged(State(driver): State<Arc<Driver>>) -> Json<Vec<Judged>> {
+    Json(driver.judged())
 }
 
 async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {

@@ -81,7 +81,12 @@ impl Faulty {
                 None
             }
             Some(Fault::Stale) if is_describe(request) => match self.past.front() {
-                Some((_, model)) => Some(Sim { model: model.clone() }.handle(request, now)),
+                Some((_, model)) => {
+                    let today = std::mem::replace(&mut self.sim.model, model.clone());
+                    let answer = self.sim.handle(request, now);
+                    self.sim.model = today;
+                    Some(answer)
+                }
                 None => Some(self.sim.handle(request, now)),
             },
             Some(Fault::Stale) | None => Some(self.sim.handle(request, now)),

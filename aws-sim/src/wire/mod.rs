@@ -15,6 +15,7 @@ mod sts;
 pub mod xml;
 
 use crate::model::{AwsError, Code, Effect, Model, ModelConfig};
+use crate::policy::Guard;
 use query::Params;
 use xml::Xml;
 
@@ -22,6 +23,8 @@ use xml::Xml;
 #[derive(Debug)]
 pub struct Sim {
     pub model: Model,
+    /// Binds nobody unless told.
+    pub guard: Guard,
 }
 
 /// The services told apart by the `Version` of their API, as each has its own.
@@ -57,7 +60,7 @@ impl Service {
 
 impl Sim {
     pub fn new(config: ModelConfig) -> Self {
-        Sim { model: Model::new(config) }
+        Sim { model: Model::new(config), guard: Guard::default() }
     }
 
     /// One call of AutoScaling or STS. Does not let time pass: call [`Sim::tick`] for what follows from it.
@@ -115,7 +118,13 @@ impl Sim {
             ));
         }
         let answer = match service {
-            Service::AutoScaling => autoscaling::call(&mut self.model, action, params, now)?,
+            Service::AutoScaling => {
+                // Read apart: what IAM looks at does not count as simulated.
+                let asked = params.clone();
+                self.guard.authorize(&caller.arn, &self.model, action, &asked)?;
+                autoscaling::call(&mut self.model, action, params, now)?
+            }
+            // IAM cannot deny GetCallerIdentity.
             Service::Sts => sts::call(&self.model, &caller, action, params)?,
         };
         Ok((service, answer))

@@ -10,7 +10,7 @@ use crate::model::AwsError;
 const MEMBERS_MAX: usize = 1000;
 
 /// The parameters of one call. Remembers which were read: what is left over is not simulated, and refused.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Params {
     values: BTreeMap<String, String>,
     read: RefCell<BTreeSet<String>>,

@@ -14,6 +14,7 @@ const REQUIREMENTS: &[&str] = &[
     "sdk/requirements-dev.txt",
     "examples/flights/requirements-data.txt",
     "aws-sim/tests/requirements.txt",
+    "integration/tests/iam/requirements.txt",
 ];
 const OLDEST: (u32, u32) = (3, 9);
 

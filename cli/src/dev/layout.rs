@@ -22,6 +22,20 @@ const AGENT_KEY: &str = "ASIADEVACCOUNTAGENT0";
 /// Opens nothing but the simulated AWS of this very system.
 const AGENT_SECRET: &str = "dev-only-secret-of-the-account-agent-0000";
 const NODE_ROLE_ID: &str = "AROADEVNODEROLE000000";
+/// Somebody of the account itself, whom no policy of ours binds.
+const PEOPLE_KEY: &str = "ASIADEVPEOPLE0000000";
+const PEOPLE_SECRET: &str = "dev-only-secret-of-the-accounts-people-00";
+/// What the agent's IAM policy names.
+pub const NODE_TEMPLATE_ID: &str = "lt-0123456789abcdef0";
+pub const AGENT_TEMPLATE_ID: &str = "lt-0fedcba9876543210";
+pub const IMAGE_ID: &str = "ami-0123456789abcdef0";
+pub const INSTANCE_TYPE: &str = "c7i.large";
+/// With their zones.
+pub const SUBNETS: [(&str, &str); 3] = [
+    ("subnet-0000000000000000a", "eu-central-1a"),
+    ("subnet-0000000000000000b", "eu-central-1b"),
+    ("subnet-0000000000000000c", "eu-central-1c"),
+];
 
 /// All paths of a dev system, absolute.
 #[derive(Debug, Clone)]
@@ -77,6 +91,11 @@ impl Layout {
         self.state.join("config").join(format!("{service}.toml"))
     }
 
+    /// What the account agent's role may do at the simulated AWS.
+    pub fn agent_policy(&self) -> PathBuf {
+        self.state.join("config/agent-policy.json")
+    }
+
     pub fn guardrails(&self) -> PathBuf {
         self.store().join("guardrails/guardrails.toml")
     }
@@ -125,9 +144,18 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 
 /// The environment with which the account agent signs its calls.
 pub fn agent_credentials() -> BTreeMap<String, String> {
+    credentials(AGENT_KEY, AGENT_SECRET)
+}
+
+/// For who does by hand what the agent may not.
+pub fn people_credentials() -> BTreeMap<String, String> {
+    credentials(PEOPLE_KEY, PEOPLE_SECRET)
+}
+
+fn credentials(key: &str, secret: &str) -> BTreeMap<String, String> {
     [
-        ("AWS_ACCESS_KEY_ID", AGENT_KEY),
-        ("AWS_SECRET_ACCESS_KEY", AGENT_SECRET),
+        ("AWS_ACCESS_KEY_ID", key),
+        ("AWS_SECRET_ACCESS_KEY", secret),
         ("AWS_SESSION_TOKEN", "dev"),
         ("AWS_REGION", REGION),
     ]
@@ -207,19 +235,36 @@ secret_access_key = "{AGENT_SECRET}"
 session_token = "dev"
 arn = "arn:aws:sts::{ACCOUNT}:assumed-role/outstation-agent/dev"
 user_id = "AROADEVAGENTROLE00000:dev"
+policy = {policy}
+
+[[principals]]
+access_key_id = "{PEOPLE_KEY}"
+secret_access_key = "{PEOPLE_SECRET}"
+session_token = "dev"
+arn = "arn:aws:sts::{ACCOUNT}:assumed-role/people/dev"
+user_id = "AROADEVPEOPLE00000000:dev"
 
 [[launch_templates]]
 name = "outstation-node"
-id = "lt-0123456789abcdef0"
+id = "{NODE_TEMPLATE_ID}"
 version = 1
+image_id = "{IMAGE_ID}"
+instance_type = "{INSTANCE_TYPE}"
+tags_launched = true
 user_data = {user_data}
-"#,
+{subnets}"#,
+        subnets = SUBNETS.map(|(id, zone)| subnet_toml(id, zone)).concat(),
+        policy = quoted(&layout.agent_policy()),
         listen = slot.aws_sim(),
         net = slot.instance_net(),
         dir = quoted(&layout.state.join("aws-sim")),
         boot_delay_ms = options.boot_delay_ms,
         user_data = quoted(user_data),
     )
+}
+
+fn subnet_toml(id: &str, zone: &str) -> String {
+    format!("\n[[subnets]]\nid = \"{id}\"\navailability_zone = \"{zone}\"\n")
 }
 
 fn broker_toml(layout: &Layout, slot: &Slot) -> String {
@@ -336,12 +381,13 @@ nodes_total_max = {total}
 unsigned_orders = "dev"
 destroy = "{destroy}"
 drift = "{drift}"
-availability_zones = ["{REGION}a", "{REGION}b", "{REGION}c"]
+subnets = {subnets:?}
 
 [launch_template]
 name = "outstation-node"
 version = 1
 "#,
+            subnets = SUBNETS.map(|(id, _)| id),
             per_group = self.nodes_per_group_max,
             total = self.nodes_total_max,
             destroy = self.destroy,

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod departures;
+mod iam;
 pub mod layout;
 pub mod load;
 pub mod report;
@@ -10,6 +11,7 @@ mod sim;
 pub mod slot;
 pub mod system;
 
+pub use iam::Judged;
 pub use layout::{Detours, DevGuardrails};
 pub use sim::{Sim, SimGroup, SimInstance};
 pub use slot::Slot;

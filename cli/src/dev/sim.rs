@@ -8,6 +8,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::iam::Judged;
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A hundred instances at 500 bytes each, with room.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -43,6 +45,11 @@ impl Sim {
 
     pub async fn is_up(&self) -> bool {
         get(self.0, "/_sim/health").await.is_ok()
+    }
+
+    pub async fn judged(&self) -> anyhow::Result<Vec<Judged>> {
+        let body = get(self.0, "/_sim/judged").await?;
+        serde_json::from_slice(&body).context("read how calls were judged")
     }
 
     pub async fn groups(&self) -> anyhow::Result<Vec<SimGroup>> {

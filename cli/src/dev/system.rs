@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::iam;
 use super::layout::{self, Detours, DevGuardrails, Layout};
 use super::services::{Service, ServiceSpec, ServiceState, Spawner, tail};
 use super::sim::{Sim, SimInstance};
@@ -93,6 +94,7 @@ impl DevSystem {
         layout.reset()?;
         check_binaries(&options.bin_dir)?;
         layout::write_configs(&layout, &slot, &options)?;
+        iam::write_policy(&layout, &options).await?;
         let context = layout::context(&layout, &slot, &options);
         context.write(&layout.context())?;
 

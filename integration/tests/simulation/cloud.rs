@@ -1,6 +1,5 @@
 //! AWS's side of a run: calls arrive, machines boot and die, nodes speak.
 
-use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -38,6 +37,7 @@ impl World {
             self.oracle.created(&form);
         }
         if let Some(response) = response {
+            crate::policy::check(&self.cloud.sim, &form, &response);
             if !action.starts_with("Describe") {
                 self.note(format_args!("AWS: {action} {}", response.status().as_u16()));
             }
@@ -136,7 +136,7 @@ pub fn config(seed: u64) -> ModelConfig {
         account: ACCOUNT.to_owned(),
         region: REGION.to_owned(),
         zones: vec![format!("{REGION}a"), format!("{REGION}b")],
-        subnets: BTreeMap::new(),
+        subnets: crate::policy::subnets(),
         role: InstanceRole {
             account: ACCOUNT.to_owned(),
             name: "outstation-node".to_owned(),

@@ -9,6 +9,7 @@ mod month;
 mod nodes;
 mod oracle;
 mod people;
+mod policy;
 mod pump;
 mod settle;
 mod time;

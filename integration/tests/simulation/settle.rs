@@ -35,6 +35,8 @@ impl World {
             }
             let missing = self.missing();
             if missing.is_empty() {
+                let judged = self.cloud.sim.guard.judged().next();
+                assert!(judged.is_some(), "nobody is held to the policy");
                 return;
             }
             assert!(

@@ -8,7 +8,7 @@ use rand::Rng as _;
 use crate::agent::{Agent, Pid};
 use crate::broker::{Broker, copy_database};
 use crate::oracle::Rules;
-use crate::world::{Event, REGION, START_UNIX_SECS, World, data_plane};
+use crate::world::{Event, START_UNIX_SECS, World, data_plane};
 
 impl World {
     pub fn start_agent(&mut self, disk: &Path) {
@@ -171,13 +171,14 @@ impl World {
             format!(
                 "name_prefix = \"{prefix}\"\nnodes_per_group_max = {group}\nnodes_total_max = {total}\n\
                  unsigned_orders = \"dev\"\ndestroy = \"{destroy}\"\npause = {pause}\n\
-                 availability_zones = [\"{REGION}a\", \"{REGION}b\"]\n\
+                 subnets = {subnets:?}\n\
                  [launch_template]\nname = \"outstation-node\"\nversion = 1\n",
                 prefix = crate::oracle::PREFIX,
                 group = rules.nodes_per_group_max,
                 total = rules.nodes_total_max,
                 destroy = if rules.destroy { "allow" } else { "never" },
                 pause = rules.pause,
+                subnets = crate::policy::SUBNETS,
             )
         } else {
             "a typing error".to_owned()

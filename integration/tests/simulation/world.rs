@@ -186,7 +186,7 @@ impl World {
             queue: BinaryHeap::new(),
             numbers: 0,
             start: Instant::now(),
-            cloud: Faulty::new(Sim::new(crate::cloud::config(seed))),
+            cloud: Faulty::new(crate::policy::held(Sim::new(crate::cloud::config(seed)))),
             nodes: BTreeMap::new(),
             broker: None,
             agents: BTreeMap::new(),
