@@ -11,7 +11,7 @@
 //! `DescribeAutoScalingGroups` (names, filters `tag:<key>`, `tag-key`, `tag-value`, pages), `DescribeAutoScalingInstances`,
 //! `DeleteAutoScalingGroup`, `CreateOrUpdateTags`, `DeleteTags`, `DescribeTags`, `PutLifecycleHook`, `DescribeLifecycleHooks`,
 //! `DeleteLifecycleHook`, `CompleteLifecycleAction`, `RecordLifecycleActionHeartbeat`, `TerminateInstanceInAutoScalingGroup`,
-//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`.
+//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`, `PutScalingPolicy`, `DescribePolicies`, `DeletePolicy`.
 //! - Lifecycle: Pending → (Pending:Wait) → InService → Terminating, or Terminating:Wait → Terminating:Proceed → gone. An
 //!   instance is InService once its launcher's IMDS answers. `Pending:Proceed` and `Terminated` pass within one step and are
 //!   never seen.
@@ -21,8 +21,12 @@
 //!   and scales in by zone balance, then policy (`Default`: oldest template version, then oldest instance; also
 //!   `OldestInstance`, `NewestInstance`, `OldestLaunchTemplate`); only the first policy counts. Protected instances stay.
 //!   Launches that fail are slowed, one second doubling to a minute.
+//! - Target tracking: a metric that is above its target for three minutes, or below nine tenths of it for fifteen
+//!   (`scale_out_after_ms`, `scale_in_after_ms`), moves the desired capacity within the bounds to what would bring it there.
+//!   CloudWatch has what `PUT /_sim/metrics` or [`model::Model::set_metric`] said: a value, or a total that the instances in
+//!   service share. Without data nothing moves. Any policy may grow a group; all must agree to shrink it.
 //! - Tags reach instances at launch only; a propagated key that IMDS cannot show makes the launch fail, as at AWS.
-//! - Quotas: 500 groups, 50 hooks and 50 tags a group, pages of at most 100.
+//! - Quotas: 500 groups, 50 hooks, 50 policies and 50 tags a group, pages of at most 100.
 //!
 //! **STS** (2011-06-15): `GetCallerIdentity`, POST form or GET query.
 //!
@@ -42,7 +46,7 @@
 //! # What it does not model
 //!
 //! - Any other action (`InvalidAction`) or parameter (`NotSimulated`, which is not an AWS code: refused rather than ignored):
-//!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies, suspended processes, load
+//!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies of other types than target tracking, suspended processes, load
 //!   balancers, notifications, standby, maximum lifetime, deletion protection.
 //! - IAM policies: every known principal may do everything. Presigned URLs. Other hashes than SHA-256.
 //! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them

@@ -30,16 +30,16 @@ const DRAIN_HEARTBEAT_SECS: i32 = 90;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(15);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// AWS's own limit; short pages are legal.
-const RECORDS_MAX: i32 = 100;
+pub(super) const RECORDS_MAX: i32 = 100;
 /// 500 groups a region at 100 a page, with room for short pages.
-const PAGES_MAX: usize = 64;
+pub(super) const PAGES_MAX: usize = 64;
 
 #[derive(Clone)]
 pub struct Aws {
-    autoscaling: Client,
+    pub(super) autoscaling: Client,
     /// Sends each call once: between two attempts an order may have been replaced, so a mutation is
     /// planned anew rather than repeated.
-    mutations: Client,
+    pub(super) mutations: Client,
     sts: aws_sdk_sts::Client,
 }
 
@@ -54,7 +54,7 @@ pub struct CallError {
 }
 
 impl CallError {
-    fn of<E>(call: &'static str, error: SdkError<E>) -> CallError
+    pub(super) fn of<E>(call: &'static str, error: SdkError<E>) -> CallError
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
@@ -67,7 +67,7 @@ impl CallError {
         CallError { call, code, message: message.chars().take(400).collect() }
     }
 
-    fn has_code(&self, code: &str) -> bool {
+    pub(super) fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }
 
@@ -227,8 +227,12 @@ impl Aws {
     pub async fn apply(&self, action: &Action) -> Result<(), CallError> {
         match action {
             Action::Create(shape) => self.create(shape).await,
-            Action::Resize { asg_name, nodes } => self.resize(asg_name, *nodes).await,
-            Action::DrainToZero { asg_name } => self.resize(asg_name, 0).await,
+            Action::Resize { asg_name, min, max, desired } => {
+                self.resize(asg_name, *min, *max, *desired).await
+            }
+            Action::DrainToZero { asg_name } => self.resize(asg_name, 0, 0, Some(0)).await,
+            Action::Track { asg_name, target } => self.track(asg_name, target).await,
+            Action::TrackNothing { asg_name } => self.track_nothing(asg_name).await,
             Action::UseTemplate { asg_name, launch_template } => self
                 .mutations
                 .update_auto_scaling_group()
@@ -269,9 +273,9 @@ impl Aws {
             .create_auto_scaling_group()
             .auto_scaling_group_name(&shape.asg_name)
             .launch_template(template(&shape.launch_template))
-            .min_size(size(shape.nodes))
-            .max_size(size(shape.nodes))
-            .desired_capacity(size(shape.nodes))
+            .min_size(size(shape.min))
+            .max_size(size(shape.max))
+            .desired_capacity(size(shape.min))
             .lifecycle_hook_specification_list(hook)
             .set_tags(Some(tags_of(&shape.asg_name, &shape.tags)));
         if !shape.availability_zones.is_empty() {
@@ -283,13 +287,20 @@ impl Aws {
         request.send().await.map(drop).map_err(|e| CallError::of("CreateAutoScalingGroup", e))
     }
 
-    async fn resize(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
+    /// Without `desired` AWS moves the count only if a bound passes it.
+    async fn resize(
+        &self,
+        asg_name: &str,
+        min: u32,
+        max: u32,
+        desired: Option<u32>,
+    ) -> Result<(), CallError> {
         self.mutations
             .update_auto_scaling_group()
             .auto_scaling_group_name(asg_name)
-            .min_size(size(nodes))
-            .max_size(size(nodes))
-            .desired_capacity(size(nodes))
+            .min_size(size(min))
+            .max_size(size(max))
+            .set_desired_capacity(desired.map(size))
             .send()
             .await
             .map(drop)
@@ -372,6 +383,7 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         min: count(group.min_size()),
         max: count(group.max_size()),
         desired: count(group.desired_capacity()),
+        policy: None,
         launch_template,
         tags,
         instances,

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use outstation_protocol::model::Scaling;
+
 use super::*;
 use crate::account::guardrails;
 use crate::account::testing::{group, identity, ledger_of, order, spec};
@@ -15,6 +17,7 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
         min: nodes,
         max: nodes,
         desired: nodes,
+        policy: None,
         launch_template: Some(shape.launch_template),
         tags,
         instances: (0..nodes)
@@ -44,8 +47,16 @@ fn words(
         .actions
         .iter()
         .map(|action| match action {
-            Action::Create(shape) => format!("create {} {}", shape.asg_name, shape.nodes),
-            Action::Resize { nodes, .. } => format!("resize {nodes}"),
+            Action::Create(shape) if shape.min == shape.max => {
+                format!("create {} {}", shape.asg_name, shape.max)
+            }
+            Action::Create(Shape { asg_name, min, max, .. }) => {
+                format!("create {asg_name} {min}..{max}")
+            }
+            Action::Resize { desired: Some(nodes), .. } => format!("resize {nodes}"),
+            Action::Resize { min, max, desired: None, .. } => format!("resize {min}..{max}"),
+            Action::Track { target, .. } => format!("track {target}"),
+            Action::TrackNothing { .. } => "track nothing".to_owned(),
             Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
@@ -204,6 +215,145 @@ fn what_may_not_be_done_is_held_with_its_rule() {
     ] {
         assert_eq!(words(intent, generation, observed, rails, live), wanted, "{name}");
     }
+}
+
+/// Between 2 and 10 nodes at so many percent of CPU.
+fn autoscaled(percent: f64) -> GroupSpec {
+    let percent = percent.try_into().expect("valid");
+    let target = Target::Cpu { percent };
+    GroupSpec { scaling: Scaling::Autoscaling { min_nodes: 2, max_nodes: 10, target }, ..spec(0) }
+}
+
+/// The same as ordered, with so many nodes at present.
+fn as_autoscaled(desired: u32, generation: u64) -> ObservedGroup {
+    let target = autoscaled(60.0).scaling.target().cloned();
+    let policy = target.map(Policy::Tracks);
+    ObservedGroup { min: 2, max: 10, policy, ..as_ordered(desired, generation) }
+}
+
+#[test]
+fn between_its_bounds_a_count_is_the_autoscalers_business() {
+    let rails = guardrails::sample;
+    let mut low = guardrails::sample();
+    low.nodes_per_group_max = 9;
+    let mut report = guardrails::sample();
+    report.drift = DriftPolicy::Report;
+    let with = |change: fn(&mut ObservedGroup)| {
+        let mut observed = as_autoscaled(4, 1);
+        change(&mut observed);
+        Some(observed)
+    };
+    let to = |percent| Intent::Apply(autoscaled(percent));
+    for (name, intent, generation, observed, rails, live, wanted) in [
+        ("new", to(60.0), 1, None, rails(), true, "create outstation-a 2..10; track CPU 60 %"),
+        ("few", to(60.0), 1, Some(as_autoscaled(2, 1)), rails(), true, ""),
+        ("many", to(60.0), 1, Some(as_autoscaled(10, 1)), rails(), true, ""),
+        ("many, offline", to(60.0), 1, Some(as_autoscaled(10, 1)), rails(), false, ""),
+        (
+            "from a fixed number: the count stays",
+            to(60.0),
+            2,
+            Some(as_ordered(5, 1)),
+            rails(),
+            true,
+            "resize 2..10; track CPU 60 %; tag 1",
+        ),
+        (
+            "to a fixed number",
+            Intent::Apply(spec(3)),
+            2,
+            Some(as_autoscaled(4, 1)),
+            rails(),
+            true,
+            "resize 3; track nothing; tag 1",
+        ),
+        (
+            "to a fixed number, offline",
+            Intent::Apply(spec(3)),
+            2,
+            Some(as_autoscaled(4, 1)),
+            rails(),
+            false,
+            "held by offline",
+        ),
+        ("another target", to(50.0), 2, with(|_| ()), rails(), true, "track CPU 50 %; tag 1"),
+        (
+            "bounds moved by hand",
+            to(60.0),
+            1,
+            with(|o| (o.min, o.max) = (0, 20)),
+            rails(),
+            true,
+            "resize 2..10; drift min size 2 -> 0; drift max size 10 -> 20",
+        ),
+        (
+            "the policy removed by hand",
+            to(60.0),
+            1,
+            with(|o| o.policy = None),
+            rails(),
+            true,
+            "track CPU 60 %; drift scaling policy CPU 60 % -> none",
+        ),
+        (
+            "the policy changed by hand, only reported",
+            to(60.0),
+            1,
+            with(|o| o.policy = Some(Policy::Other("CPU 60 %, disabled".to_owned()))),
+            report,
+            true,
+            "drift scaling policy CPU 60 % -> CPU 60 %, disabled",
+        ),
+        (
+            "the ceiling is held against the most, not the present count",
+            to(60.0),
+            2,
+            Some(as_ordered(3, 1)),
+            low.clone(),
+            true,
+            "held by nodes_per_group_max",
+        ),
+        (
+            "above the ceiling already, but a smaller most",
+            to(60.0),
+            2,
+            with(|o| (o.min, o.max) = (2, 20)),
+            low,
+            true,
+            "resize 2..10; tag 1",
+        ),
+        (
+            "a most below the present count lowers capacity",
+            to(60.0),
+            2,
+            with(|o| (o.min, o.max, o.desired) = (2, 20, 15)),
+            rails(),
+            false,
+            "held by offline",
+        ),
+        ("its end", Intent::Destroy, 2, Some(as_autoscaled(4, 1)), rails(), true, "drain"),
+    ] {
+        assert_eq!(words(intent, generation, observed, rails, live), wanted, "{name}");
+    }
+}
+
+/// `nodes_total_max` is 60: what may grow by itself counts with what it may grow to.
+#[test]
+fn an_autoscaled_group_takes_the_room_of_its_most() {
+    let mut observed = Observed::from([(group("a"), as_autoscaled(2, 1))]);
+    let check = |observed: &Observed, wanted: u32| {
+        let orders = [
+            order("a", 1, None, Intent::Apply(autoscaled(60.0))),
+            order("b", 1, None, Intent::Apply(spec(wanted))),
+        ];
+        let mut rails = guardrails::sample();
+        rails.nodes_per_group_max = 60;
+        let plans = plan(&ledger_of(&orders), observed, &Ok(rails), &identity().tenant, true);
+        plans[&group("b")].held.is_empty()
+    };
+    assert!(check(&observed, 50) && !check(&observed, 51));
+    observed.clear();
+    assert!(check(&observed, 50) && !check(&observed, 51), "also before it is there");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
 use super::ledger::Accepted;
+use super::look::Eyes;
 use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
 use super::recall::{Known, status_as_it_is};
 use super::shared::{Shared, lock};
@@ -47,6 +48,7 @@ pub struct Reconciler {
     aws: Aws,
     /// Spreads retries; seeded by whoever makes it, so that a simulation repeats itself.
     jitter: StdRng,
+    eyes: Eyes,
     memories: BTreeMap<GroupName, Memory>,
     backoffs: BTreeMap<GroupName, Backoff>,
     /// Looks in a row that failed.
@@ -58,7 +60,8 @@ pub struct Reconciler {
 impl Reconciler {
     pub fn new(shared: Arc<Shared>, aws: Aws, jitter: StdRng) -> Reconciler {
         let (memories, backoffs) = (BTreeMap::new(), BTreeMap::new());
-        Reconciler { shared, aws, jitter, memories, backoffs, failures: 0, unchanged: 0 }
+        let eyes = Eyes::default();
+        Reconciler { shared, aws, jitter, eyes, memories, backoffs, failures: 0, unchanged: 0 }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -104,7 +107,7 @@ impl Reconciler {
         let guardrails = self.shared.refresh_guardrails();
         let mut observed = match &guardrails {
             Ok(guardrails) => {
-                let observed = self.aws.observe(&self.shared.identity.tenant, guardrails).await?;
+                let observed = self.eyes.look(&self.aws, &self.shared, guardrails).await?;
                 self.shared.vitals.note_look(self.shared.clock.unix_secs(), None);
                 lock(&self.shared.observed).clone_from(&observed);
                 self.shared.update_registry(|registry| registry.forget_missing(&observed));
@@ -160,6 +163,7 @@ impl Reconciler {
                 self.shared.look.notify_one();
                 return;
             }
+            self.eyes.changed();
             let done = perform(&self.shared, &self.aws, group, accepted, action).await;
             let memory = self.memories.entry(group.clone()).or_default();
             if let Err(failure) = done {
@@ -176,6 +180,8 @@ impl Reconciler {
                     observed.insert(group.clone(), ObservedGroup::created(shape));
                 }
                 Action::Resize { .. }
+                | Action::Track { .. }
+                | Action::TrackNothing { .. }
                 | Action::UseTemplate { .. }
                 | Action::Tag { .. }
                 | Action::DrainToZero { .. }

@@ -380,6 +380,7 @@ mod tests {
                 min: 2,
                 max: 2,
                 desired: 2,
+                policy: None,
                 launch_template: None,
                 tags: BTreeMap::new(),
                 instances: instances.iter().map(|n| (instance(*n), running.clone())).collect(),

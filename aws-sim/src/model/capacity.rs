@@ -28,7 +28,8 @@ pub(super) struct Going {
 pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) {
     let from = group.capacity();
     let cause = format!(
-        "At {} an instance was started in response to a difference between desired and actual capacity, increasing the capacity from {from} to {}.",
+        "{}At {} an instance was started in response to a difference between desired and actual capacity, increasing the capacity from {from} to {}.",
+        group.scaling_cause.as_deref().unwrap_or_default(),
         at(now),
         from + 1
     );

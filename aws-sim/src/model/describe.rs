@@ -149,7 +149,7 @@ fn group_matches(group: &Group, filter: &Filter) -> bool {
 }
 
 /// Cuts a page out of items that come in the order of their keys.
-fn paged<T>(
+pub(super) fn paged<T>(
     items: impl Iterator<Item = (String, T)>,
     page: &Page,
     default: usize,

@@ -8,7 +8,8 @@ use time::OffsetDateTime;
 
 use super::activity::{Activity, ActivityId};
 use super::credentials::SessionCredentials;
-use super::names::{GroupName, HookName, InstanceId};
+use super::names::{GroupName, HookName, InstanceId, PolicyName};
+use super::policies::Policy;
 
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -30,6 +31,7 @@ pub struct Group {
     pub context: Option<String>,
     pub tags: BTreeMap<String, Tag>,
     pub hooks: BTreeMap<HookName, Hook>,
+    pub policies: BTreeMap<PolicyName, Policy>,
     pub instances: BTreeMap<InstanceId, Instance>,
     pub created: OffsetDateTime,
     /// ForceDelete was asked for: instances are going, then the group goes.
@@ -38,6 +40,8 @@ pub struct Group {
     pub launches: Launches,
     /// When the last scaling by desired capacity ended, for `HonorCooldown`.
     pub last_scaled: Option<OffsetDateTime>,
+    /// Why a policy has changed the desired capacity, until the capacity follows: goes before the cause of each activity.
+    pub scaling_cause: Option<String>,
 }
 
 /// Paces launches that keep failing.

@@ -63,12 +63,14 @@ impl Model {
             context: None,
             tags: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            policies: BTreeMap::new(),
             instances: BTreeMap::new(),
             created: now,
             deleting: false,
             activities: VecDeque::new(),
             launches: Launches::default(),
             last_scaled: None,
+            scaling_cause: None,
         };
         apply_settings(&mut group, settings)?;
         apply_tags(&mut group, tags)?;
@@ -107,6 +109,9 @@ impl Model {
         (updated.min, updated.max, updated.desired) = (min, max, desired);
         updated.template = template.unwrap_or(updated.template);
         updated.placements = placements.unwrap_or(updated.placements);
+        if updated.desired != group.desired {
+            updated.scaling_cause = None;
+        }
         *group = updated;
         Ok(())
     }
@@ -141,6 +146,7 @@ impl Model {
         if group.desired != desired {
             group.desired = desired;
             group.last_scaled = Some(now);
+            group.scaling_cause = None;
         }
         Ok(())
     }

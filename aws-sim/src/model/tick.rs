@@ -8,6 +8,7 @@ use super::activity::{ActivityStatus, at};
 use super::capacity::{Going, begin_terminate, launch, pace, victim};
 use super::credentials::RENEW_BEFORE;
 use super::group::{Group, Instance, Lifecycle, Machine, Transition, Waiting};
+use super::tracking::track;
 use super::{Effect, InstanceId, Model, World};
 
 /// A machine that is told to start and does not say that it runs for this long has failed. A launcher on a busy machine
@@ -45,6 +46,7 @@ impl Model {
                 }
             }
             if !group.deleting {
+                track(group, &self.world.metrics, self.world.config.patience, now);
                 reconcile(group, &mut self.world, now);
             }
             renew_credentials(group, &mut self.world, now);
@@ -178,11 +180,13 @@ fn reconcile(group: &mut Group, world: &mut World, now: OffsetDateTime) {
     while group.capacity() > group.desired {
         let Some(id) = victim(group) else { break };
         let from = group.capacity();
-        let why = format!(
-            "an instance was taken out of service in response to a difference between desired and actual capacity, shrinking the capacity from {from} to {}",
+        let cause = format!(
+            "{}At {} an instance was taken out of service in response to a difference between desired and actual capacity, shrinking the capacity from {from} to {}.",
+            group.scaling_cause.as_deref().unwrap_or_default(),
+            at(now),
             from - 1
         );
-        going(group, world, &id, &why, now);
+        begin_terminate(group, world, &id, Going { cause, skip_hooks: false }, now);
         // Without a hook (or a machine) the next tick would say it; the driver should not wait for that.
         while advance(group, world, &id, now) {}
     }

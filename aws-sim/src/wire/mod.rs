@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 mod autoscaling;
 pub mod faults;
 mod parse;
+mod policies;
 pub mod query;
 mod render;
 pub mod sigv4;

@@ -44,6 +44,7 @@ pub fn config() -> ModelConfig {
         net: Ipv4Addr::new(127, 83, 0, 0),
         boot_delay: Duration::ZERO,
         templates: vec![template(1), template(2)],
+        patience: Default::default(),
         hooks_hold_dead_instances: false,
         principals: vec![(AccessKeyId::from(AGENT.key.to_owned()), principal())],
         seed: 42,

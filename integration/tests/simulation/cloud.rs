@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use outstation_aws_sim::model::credentials::{InstanceRole, Principal};
 use outstation_aws_sim::model::group::LaunchTemplate;
+use outstation_aws_sim::model::tracking::Patience;
 use outstation_aws_sim::model::{AccessKeyId, Effect, ModelConfig};
 use outstation_aws_sim::wire::faults::Fault;
 use outstation_aws_sim::wire::query::Params;
@@ -152,6 +153,7 @@ pub fn config(seed: u64) -> ModelConfig {
             instance_type: "c7i.large".to_owned(),
             user_data: String::new(),
         }],
+        patience: Patience { out: Duration::from_secs(30), back: Duration::from_secs(120) },
         hooks_hold_dead_instances: false,
         principals: vec![(AccessKeyId::from(AGENT_KEY.to_owned()), principal)],
         seed,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use outstation_agent::account::plan::{Observed, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
+use outstation_protocol::model::{GroupSpec, Scaling, Target};
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::{Digest, GroupName};
 
@@ -83,9 +84,21 @@ impl Oracle {
                 assert!(shown.is_none(), "{group} is created although it was shown");
             }
             "UpdateAutoScalingGroup" => {
-                if form.get("DesiredCapacity").is_some() {
+                if form.get("MaxSize").is_some() {
                     self.check_size(&action, form, order, &basis, rules);
                 }
+            }
+            "PutScalingPolicy" => {
+                let target = target_of(order);
+                let said = form.get("TargetTrackingConfiguration.TargetValue");
+                let said: Option<f64> = said.and_then(|text| text.parse().ok());
+                assert!(
+                    target.is_some() && said == target,
+                    "{group} is told to track {said:?}, ordered is {target:?}"
+                );
+            }
+            "DeletePolicy" => {
+                assert_eq!(target_of(order), None, "{group} is ordered to track a target");
             }
             "CreateOrUpdateTags" => {
                 let generation = (1..20).find_map(|n| {
@@ -115,16 +128,30 @@ impl Oracle {
         basis: &Basis<'_>,
         rules: Rules,
     ) {
-        let count = |name: &str| -> u32 {
-            form.get(name).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
-        };
+        let count =
+            |name: &str| -> Option<u32> { form.get(name).and_then(|text| text.parse().ok()) };
         let group = &order.group;
-        let nodes = count("DesiredCapacity");
-        assert_eq!((count("MinSize"), count("MaxSize")), (nodes, nodes), "{group} is pinned");
-        let shown = basis.shown.get(group).map_or(0, |group| group.desired);
+        let (Some(min), Some(nodes)) = (count("MinSize"), count("MaxSize")) else {
+            panic!("{action} of {group} without bounds")
+        };
+        let desired = count("DesiredCapacity");
+        let running = basis.shown.get(group).map_or(0, |group| group.desired);
+        let mut shown = running;
         match &order.intent {
-            Intent::Apply(spec) => {
-                assert_eq!(nodes, spec.scaling.nodes_max(), "{action} of {group}: not as accepted");
+            Intent::Apply(GroupSpec {
+                scaling: Scaling::Autoscaling { min_nodes, max_nodes, .. },
+                ..
+            }) => {
+                assert_eq!((min, nodes), (*min_nodes, *max_nodes), "{group}: not as accepted");
+                let created = action == "CreateAutoScalingGroup";
+                assert_eq!(desired, created.then_some(min), "{group}: the autoscaler's business");
+                shown = basis.shown.get(group).map_or(0, |group| group.max);
+            }
+            Intent::Apply(GroupSpec {
+                scaling: Scaling::Provisioned { desired_nodes }, ..
+            }) => {
+                assert_eq!(nodes, *desired_nodes, "{action} of {group}: not as accepted");
+                assert_eq!((min, desired), (nodes, Some(nodes)), "{group} is pinned");
             }
             Intent::Destroy => {
                 assert_eq!(nodes, 0, "{action} of {group}, which has a tombstone");
@@ -133,12 +160,12 @@ impl Oracle {
         }
         let ceiling = rules.nodes_per_group_max;
         assert!(nodes <= ceiling || nodes <= shown, "{group}: {shown} -> {nodes}, above {ceiling}");
-        assert!(basis.live || nodes >= shown, "{group}: {shown} -> {nodes} while offline");
+        assert!(basis.live || nodes >= running, "{group}: {running} -> {nodes} while offline");
         let others: u32 = basis
             .shown
             .iter()
             .filter(|(name, _)| *name != group)
-            .map(|(_, observed)| observed.desired)
+            .map(|(_, observed)| observed.desired.max(observed.max))
             .sum();
         let total = rules.nodes_total_max;
         assert!(
@@ -166,5 +193,15 @@ impl Oracle {
         let count = self.created.entry((group.clone(), generation.clone())).or_default();
         *count += 1;
         assert_eq!(*count, 1, "{group} was created {count} times for generation {generation}");
+    }
+}
+
+/// The number that the order's target has.
+fn target_of(order: &Order) -> Option<f64> {
+    match &order.intent {
+        Intent::Apply(spec) => spec.scaling.target().map(|target| match target {
+            Target::Cpu { percent: value } | Target::Metric { value, .. } => value.get(),
+        }),
+        Intent::Destroy => None,
     }
 }

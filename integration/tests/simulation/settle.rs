@@ -1,5 +1,6 @@
 //! After the trouble: what must be true in the end.
 
+use outstation_agent::account::scaling::TARGET_POLICY;
 use outstation_broker::store::orders::GroupRecord;
 use outstation_protocol::order::Intent;
 use outstation_protocol::{Generation, GroupName};
@@ -117,9 +118,14 @@ impl World {
                 (Intent::Destroy, Some(_)) => lacks("it still exists".to_owned()),
                 (Intent::Apply(_), None) => lacks("it does not exist".to_owned()),
                 (Intent::Apply(spec), Some(asg)) => {
-                    let nodes = spec.scaling.nodes_max();
-                    if [asg.min, asg.max, asg.desired] != [nodes; 3] {
-                        lacks(format!("{nodes} wanted, {}/{}/{}", asg.min, asg.desired, asg.max));
+                    let (min, max) = (spec.scaling.nodes_min(), spec.scaling.nodes_max());
+                    let nodes = asg.desired;
+                    if [asg.min, asg.max] != [min, max] || !(min..=max).contains(&nodes) {
+                        lacks(format!("{min}..{max} wanted, {}/{nodes}/{}", asg.min, asg.max));
+                    }
+                    let ours = asg.policies.keys().any(|name| name.as_str() == TARGET_POLICY);
+                    if ours != spec.scaling.target().is_some() {
+                        lacks(format!("a scaling policy of ours: {ours}"));
                     }
                     let serving = self.serving(name);
                     if serving != nodes {
