@@ -11,7 +11,9 @@
 //! `DescribeAutoScalingGroups` (names, filters `tag:<key>`, `tag-key`, `tag-value`, pages), `DescribeAutoScalingInstances`,
 //! `DeleteAutoScalingGroup`, `CreateOrUpdateTags`, `DeleteTags`, `DescribeTags`, `PutLifecycleHook`, `DescribeLifecycleHooks`,
 //! `DeleteLifecycleHook`, `CompleteLifecycleAction`, `RecordLifecycleActionHeartbeat`, `TerminateInstanceInAutoScalingGroup`,
-//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`, `PutScalingPolicy`, `DescribePolicies`, `DeletePolicy`.
+//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`, `PutScalingPolicy`, `DescribePolicies`,
+//! `DeletePolicy`, `StartInstanceRefresh`, `CancelInstanceRefresh`, `RollbackInstanceRefresh`, `DescribeInstanceRefreshes`,
+//! `PutWarmPool`, `DescribeWarmPool`, `DeleteWarmPool`, `SuspendProcesses`, `ResumeProcesses`.
 //! - Lifecycle: Pending → (Pending:Wait) → InService → Terminating, or Terminating:Wait → Terminating:Proceed → gone. An
 //!   instance is InService once its launcher's IMDS answers. `Pending:Proceed` and `Terminated` pass within one step and are
 //!   never seen.
@@ -25,6 +27,13 @@
 //!   (`scale_out_after_ms`, `scale_in_after_ms`), moves the desired capacity within the bounds to what would bring it there.
 //!   CloudWatch has what `PUT /_sim/metrics` or [`model::Model::set_metric`] said: a value, or a total that the instances in
 //!   service share. Without data nothing moves. Any policy may grow a group; all must agree to shrink it.
+//! - An instance refresh replaces instances through the same lifecycle, within minimum and maximum healthy percentage, each
+//!   new one after its warm-up; skip matching, protected instances, cancel, rollback, automatic rollback. Without progress
+//!   for an hour it fails. The group's template changes when it succeeds, and cannot be changed before.
+//! - A warm pool holds instances stopped, hibernated (which is the same here) or running; a scale-out takes from it first, and
+//!   with `ReuseOnScaleIn` a scale-in gives back to it.
+//! - Suspended processes do nothing: `Launch`, `Terminate`, `HealthCheck`, `ReplaceUnhealthy`, `InstanceRefresh`,
+//!   `AlarmNotification`. The others are held and shown; there is nothing here that they would stop.
 //! - Tags reach instances at launch only; a propagated key that IMDS cannot show makes the launch fail, as at AWS.
 //! - Quotas: 500 groups, 50 hooks, 50 policies and 50 tags a group, pages of at most 100.
 //!
@@ -46,8 +55,9 @@
 //! # What it does not model
 //!
 //! - Any other action (`InvalidAction`) or parameter (`NotSimulated`, which is not an AWS code: refused rather than ignored):
-//!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies of other types than target tracking, suspended processes, load
-//!   balancers, notifications, standby, maximum lifetime, deletion protection.
+//!   mixed instances, launch configurations, scaling policies of other types than target tracking, load balancers,
+//!   notifications, standby, zone rebalancing, a refresh's checkpoints, alarms and bake time, maximum lifetime, deletion
+//!   protection.
 //! - IAM policies: every known principal may do everything. Presigned URLs. Other hashes than SHA-256.
 //! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them
 //!   ([`wire::faults`]); `aws-sim serve` answers at once and consistently.

@@ -20,10 +20,13 @@ mod instances;
 pub mod names;
 pub mod policies;
 pub mod random;
+pub mod refresh;
 pub mod requests;
+pub mod suspended;
 mod tags;
 mod tick;
 pub mod tracking;
+pub mod warm_pool;
 
 pub use error::{AwsError, Code};
 pub use names::{AccessKeyId, GroupName, HookName, InstanceId, PolicyName};
@@ -250,7 +253,7 @@ impl World {
             role: self.config.role.name.clone(),
             credentials: instance.credentials.clone(),
             tags: instance.tags.clone(),
-            target_lifecycle_state: instance.lifecycle.target().to_owned(),
+            target_lifecycle_state: instance.lifecycle.target(instance.pool).to_owned(),
         }
     }
 }

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use super::query::Params;
 use super::xml::Xml;
-use super::{Answer, parse, policies, render, unknown_action};
+use super::{Answer, fleet, parse, policies, render, unknown_action};
 use crate::model::requests::{
     CreateGroup, SetDesired, SetHealth, SetProtection, TerminateInstance, UpdateGroup,
 };
@@ -140,7 +140,10 @@ pub fn call(
         }
         "PutScalingPolicy" => policies::put(model, params),
         "DeletePolicy" => policies::delete(model, params),
-        _ => read(model, action, params),
+        _ => match fleet::call(model, action, params, now) {
+            Some(answer) => answer,
+            None => read(model, action, params),
+        },
     }
 }
 

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 mod autoscaling;
 pub mod faults;
+mod fleet;
 mod parse;
 mod policies;
 pub mod query;
