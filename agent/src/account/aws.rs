@@ -11,16 +11,19 @@ use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{
-    AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
+    AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification,
+    LifecycleState, Tag,
 };
 use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::config::Config;
+use super::entry::{READY_HEARTBEAT_SECS, READY_HOOK};
 use super::guardrails::{Guardrails, LaunchTemplate};
 use super::plan::{
     Action, Observed, ObservedGroup, ObservedInstance, Shape, TAG_GROUP, TAG_TENANT,
 };
+use super::refresh::Image;
 
 pub const DRAIN_HOOK: &str = "outstation-drain";
 /// The drain's own limits (5 s until withdrawn, 1 s grace, 30 s in flight) and a margin. After
@@ -242,6 +245,11 @@ impl Aws {
                 .await
                 .map(drop)
                 .map_err(|e| CallError::of("UpdateAutoScalingGroup", e)),
+            Action::StartRefresh { asg_name, launch_template, min_healthy_percent } => {
+                self.start_refresh(asg_name, launch_template, *min_healthy_percent).await
+            }
+            Action::CancelRefresh { asg_name } => self.cancel_refresh(asg_name).await,
+            Action::Replace { instance, .. } => self.replace(instance).await,
             Action::Tag { asg_name, tags } => self
                 .mutations
                 .create_or_update_tags()
@@ -262,6 +270,12 @@ impl Aws {
     }
 
     async fn create(&self, shape: &Shape) -> Result<(), CallError> {
+        let ready = LifecycleHookSpecification::builder()
+            .lifecycle_hook_name(READY_HOOK)
+            .lifecycle_transition("autoscaling:EC2_INSTANCE_LAUNCHING")
+            .heartbeat_timeout(READY_HEARTBEAT_SECS)
+            .default_result("ABANDON")
+            .build();
         let hook = LifecycleHookSpecification::builder()
             .lifecycle_hook_name(DRAIN_HOOK)
             .lifecycle_transition("autoscaling:EC2_INSTANCE_TERMINATING")
@@ -277,6 +291,7 @@ impl Aws {
             .max_size(size(shape.max))
             .desired_capacity(size(shape.min))
             .lifecycle_hook_specification_list(hook)
+            .lifecycle_hook_specification_list(ready)
             .set_tags(Some(tags_of(&shape.asg_name, &shape.tags)));
         if !shape.availability_zones.is_empty() {
             request = request.set_availability_zones(Some(shape.availability_zones.clone()));
@@ -331,7 +346,7 @@ impl Aws {
     }
 }
 
-fn template(launch_template: &LaunchTemplate) -> LaunchTemplateSpecification {
+pub(super) fn template(launch_template: &LaunchTemplate) -> LaunchTemplateSpecification {
     LaunchTemplateSpecification::builder()
         .launch_template_name(&launch_template.name)
         .version(launch_template.version.to_string())
@@ -364,10 +379,17 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         .filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or("").to_owned())))
         .collect();
     let name = GroupName::try_from(tags.get(TAG_GROUP)?.as_str()).ok()?;
-    let launch_template = group.launch_template().and_then(|template| {
+    let read = |template: &LaunchTemplateSpecification| {
         let name = template.launch_template_name()?.to_owned();
         Some(LaunchTemplate { name, version: template.version()?.parse().ok()? })
-    });
+    };
+    let launch_template = group.launch_template().and_then(read);
+    let is_leaving = |state: &LifecycleState| {
+        state.as_str().trim_start_matches("Warmed:").starts_with("Terminat")
+    };
+    let staying =
+        group.instances().iter().filter(|held| !held.lifecycle_state().is_some_and(is_leaving));
+    let templates = staying.map(|instance| instance.launch_template().and_then(read)).collect();
     let instances = group
         .instances()
         .iter()
@@ -385,6 +407,7 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         desired: count(group.desired_capacity()),
         policy: None,
         launch_template,
+        image: Image { templates, ..Image::default() },
         tags,
         instances,
         deleting: group.status().is_some_and(|status| status.contains("Delete")),

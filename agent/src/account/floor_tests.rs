@@ -15,6 +15,7 @@ fn observed(text: &str) -> Observed {
                 max: 3,
                 desired: 3,
                 policy: None,
+                image: Default::default(),
                 launch_template: None,
                 tags: tags.into_iter().collect(),
                 instances: BTreeMap::new(),

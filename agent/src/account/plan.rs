@@ -10,6 +10,7 @@ use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::guardrails::{DestroyPolicy, DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
 use super::ledger::Accepted;
+use super::refresh::{Image, Refresh, RefreshState, Rolling, rolling};
 use super::scaling::Policy;
 
 pub const TAG_TENANT: &str = "outstation:tenant";
@@ -31,6 +32,7 @@ pub struct ObservedGroup {
     /// Our scaling policy, when policies were last read.
     pub policy: Option<Policy>,
     pub launch_template: Option<LaunchTemplate>,
+    pub image: Image,
     pub tags: BTreeMap<String, String>,
     pub instances: BTreeMap<InstanceId, ObservedInstance>,
     /// AWS is deleting it already.
@@ -57,6 +59,7 @@ impl ObservedGroup {
             desired: shape.min,
             policy: None,
             launch_template: Some(shape.launch_template.clone()),
+            image: Image::default(),
             tags: shape.tags.clone(),
             instances: BTreeMap::new(),
             deleting: false,
@@ -76,6 +79,25 @@ impl ObservedGroup {
             Action::TrackNothing { .. } => self.policy = None,
             Action::UseTemplate { launch_template, .. } => {
                 self.launch_template = Some(launch_template.clone());
+            }
+            Action::StartRefresh { launch_template, .. } => {
+                self.image.refresh = Some(Refresh {
+                    state: RefreshState::UnderWay,
+                    launch_template: Some(launch_template.clone()),
+                    percent: 0,
+                    to_update: u32::try_from(self.instances.len()).unwrap_or(u32::MAX),
+                    reason: None,
+                });
+            }
+            Action::CancelRefresh { .. } => {
+                if let Some(refresh) = &mut self.image.refresh {
+                    refresh.state = RefreshState::Cancelling;
+                }
+            }
+            Action::Replace { instance, .. } => {
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.healthy = false;
+                }
             }
             Action::Tag { tags, .. } => self.tags.extend(tags.clone()),
         }
@@ -124,6 +146,22 @@ pub enum Action {
         asg_name: String,
         launch_template: LaunchTemplate,
     },
+    /// Every instance is replaced that is not of this template, within the healthy share.
+    StartRefresh {
+        asg_name: String,
+        launch_template: LaunchTemplate,
+        min_healthy_percent: u32,
+    },
+    CancelRefresh {
+        asg_name: String,
+    },
+    /// A node that does not work is called unhealthy: AWS drains it and launches another.
+    Replace {
+        instance: InstanceId,
+        why: String,
+        /// Its number in the account's count of replacements.
+        number: u64,
+    },
     /// The generation is among the tags, so they go last: until then the change is not done.
     Tag {
         asg_name: String,
@@ -139,6 +177,10 @@ pub enum Action {
 }
 
 impl Action {
+    fn is_about_image(&self) -> bool {
+        matches!(self, Action::StartRefresh { .. } | Action::CancelRefresh { .. })
+    }
+
     /// The most nodes that it may lead to.
     pub fn nodes(&self) -> Option<u32> {
         match self {
@@ -148,6 +190,9 @@ impl Action {
             Action::Track { .. }
             | Action::TrackNothing { .. }
             | Action::UseTemplate { .. }
+            | Action::StartRefresh { .. }
+            | Action::CancelRefresh { .. }
+            | Action::Replace { .. }
             | Action::Tag { .. } => None,
         }
     }
@@ -161,6 +206,9 @@ impl Action {
             | Action::Track { .. }
             | Action::TrackNothing { .. }
             | Action::UseTemplate { .. }
+            | Action::StartRefresh { .. }
+            | Action::CancelRefresh { .. }
+            | Action::Replace { .. }
             | Action::Tag { .. }
             | Action::DrainToZero { .. }
             | Action::Delete { .. } => observed.map_or(0, |group| group.desired),
@@ -174,6 +222,8 @@ pub struct GroupPlan {
     pub held: Vec<Held>,
     /// What differs although nobody ordered it.
     pub drift: Vec<String>,
+    /// Where it stands with an image that is not as wanted.
+    pub rolling: Option<Rolling>,
 }
 
 pub type Plan = BTreeMap<GroupName, GroupPlan>;
@@ -195,7 +245,9 @@ pub fn plan(
                 let others = sizes.iter().filter(|(name, _)| **name != group);
                 let around = Around { link_live, others: others.map(|(_, size)| size).sum() };
                 let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
-                restrain(plan, accepted, observed.get(group), guardrails, around)
+                let mut plan = restrain(plan, accepted, observed.get(group), guardrails, around);
+                plan.held.extend(plan.rolling.as_ref().and_then(Rolling::held));
+                plan
             }
             Err(NoGuardrails(why)) => GroupPlan {
                 held: vec![held(
@@ -262,7 +314,7 @@ fn plan_group(
             ..GroupPlan::default()
         },
         (Intent::Apply(spec), Some(group)) => {
-            compare(&shape(accepted, spec, guardrails, tenant), group)
+            compare(&shape(accepted, spec, guardrails, tenant), group, guardrails)
         }
     }
 }
@@ -299,8 +351,9 @@ fn shape(
     }
 }
 
-fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
-    let mut plan = GroupPlan::default();
+fn compare(wanted: &Shape, observed: &ObservedGroup, guardrails: &Guardrails) -> GroupPlan {
+    let rolling = rolling(&wanted.launch_template, observed);
+    let mut plan = GroupPlan { rolling, ..GroupPlan::default() };
     let mut differences = Vec::new();
     let asg_name = wanted.asg_name.clone();
     let (min, max) = (wanted.min, wanted.max);
@@ -331,7 +384,7 @@ fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
             None => Action::TrackNothing { asg_name },
         });
     }
-    if observed.launch_template.as_ref() != Some(&wanted.launch_template) {
+    if plan.rolling == Some(Rolling::Adjust) {
         let is = observed.launch_template.as_ref();
         differences.push(format!(
             "launch template {} version {} -> {}",
@@ -353,7 +406,17 @@ fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
         differences.push(format!("tag {key} {value:?} -> {is:?}"));
     }
     if !tags.is_empty() {
-        plan.actions.push(Action::Tag { asg_name, tags });
+        plan.actions.push(Action::Tag { asg_name: asg_name.clone(), tags });
+    }
+    // Last: new instances have the new tags, and an order does not wait for an image.
+    match &plan.rolling {
+        Some(Rolling::Start) => plan.actions.push(Action::StartRefresh {
+            asg_name,
+            launch_template: wanted.launch_template.clone(),
+            min_healthy_percent: guardrails.min_healthy_percent,
+        }),
+        Some(Rolling::Cancel { .. }) => plan.actions.push(Action::CancelRefresh { asg_name }),
+        Some(Rolling::Adjust | Rolling::UnderWay { .. } | Rolling::Failed { .. }) | None => {}
     }
     let generation = |tags: &BTreeMap<String, String>| tags.get(TAG_GENERATION).cloned();
     if generation(&observed.tags) == generation(&wanted.tags) {
@@ -375,8 +438,11 @@ fn restrain(
     }
     let is_drift = !plan.drift.is_empty();
     if is_drift && guardrails.drift == DriftPolicy::Report {
-        plan.actions.clear();
-        return plan;
+        // The image is what the guardrails themselves say.
+        plan.actions.retain(Action::is_about_image);
+        if plan.actions.is_empty() {
+            return plan;
+        }
     }
     if guardrails.pause {
         plan.actions.clear();
@@ -397,9 +463,21 @@ fn restrain(
         let destroys = match action {
             Action::DrainToZero { .. } | Action::Delete { .. } => true,
             Action::Create(_) | Action::Resize { .. } => false,
+            Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
+                if !around.link_live {
+                    plan.held.push(held(
+                        accepted,
+                        "offline",
+                        "no instance refresh is begun or cancelled without the broker",
+                        "it goes on by itself when the control link is back; one that is under way goes on meanwhile",
+                    ));
+                }
+                return around.link_live;
+            }
             Action::Track { .. }
             | Action::TrackNothing { .. }
             | Action::UseTemplate { .. }
+            | Action::Replace { .. }
             | Action::Tag { .. } => return true,
         };
         let nodes = action.nodes().unwrap_or(0);

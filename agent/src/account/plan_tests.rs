@@ -18,6 +18,10 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
         max: nodes,
         desired: nodes,
         policy: None,
+        image: Image {
+            templates: [Some(shape.launch_template.clone())].into(),
+            ..Image::default()
+        },
         launch_template: Some(shape.launch_template),
         tags,
         instances: (0..nodes)
@@ -60,6 +64,11 @@ fn words(
             Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
+            Action::StartRefresh { launch_template, min_healthy_percent, .. } => {
+                format!("refresh to {} at {min_healthy_percent} %", launch_template.version)
+            }
+            Action::CancelRefresh { .. } => "cancel the refresh".to_owned(),
+            Action::Replace { instance, .. } => format!("replace {instance}"),
             Action::Tag { tags, .. } => format!("tag {}", tags.len()),
             Action::DrainToZero { .. } => "drain".to_owned(),
             Action::Delete { .. } => "delete".to_owned(),
@@ -432,4 +441,97 @@ fn what_was_done_is_planned_no_second_time() {
     let [Action::Create(shape)] = &created[..] else { panic!("{created:?}") };
     let observed = Observed::from([(group("a"), ObservedGroup::created(shape))]);
     assert_eq!(next(&observed), []);
+}
+
+#[test]
+fn a_new_image_is_rolled_out_last_and_never_offline() {
+    let with_version = |version: u64| {
+        let mut rails = guardrails::sample();
+        rails.launch_template.version = version;
+        rails
+    };
+    let refreshing = |status: &str, version: u64| {
+        let mut observed = as_ordered(3, 1);
+        let launch_template = LaunchTemplate { version, ..guardrails::sample().launch_template };
+        observed.image.refresh = Some(Refresh {
+            state: RefreshState::of(status),
+            launch_template: Some(launch_template),
+            percent: 10,
+            to_update: 2,
+            reason: None,
+        });
+        observed
+    };
+    let mut paused = with_version(2);
+    paused.pause = true;
+    let mut report = with_version(2);
+    report.drift = DriftPolicy::Report;
+    let mut drifted = as_ordered(3, 1);
+    drifted.max = 5;
+    for (name, nodes, observed, rails, live, wanted) in [
+        ("begun", 3, as_ordered(3, 1), with_version(2), true, "refresh to 2 at 90 %"),
+        (
+            "with an order",
+            5,
+            as_ordered(3, 1),
+            with_version(2),
+            true,
+            "resize 5; tag 1; refresh to 2 at 90 %",
+        ),
+        ("offline", 3, as_ordered(3, 1), with_version(2), false, "held by offline"),
+        ("paused", 3, as_ordered(3, 1), paused, true, "held by pause"),
+        (
+            "drift is only reported, the image is rolled out",
+            3,
+            drifted,
+            report,
+            true,
+            "refresh to 2 at 90 %; drift max size 3 -> 5",
+        ),
+        ("under way", 3, refreshing("InProgress", 2), with_version(2), true, ""),
+        (
+            "under way, and a new order",
+            5,
+            refreshing("InProgress", 2),
+            with_version(2),
+            true,
+            "resize 5; tag 1",
+        ),
+        (
+            "another one is wanted",
+            3,
+            refreshing("InProgress", 2),
+            with_version(3),
+            true,
+            "cancel the refresh",
+        ),
+        (
+            "rolled back, not again",
+            3,
+            refreshing("RollbackSuccessful", 2),
+            with_version(2),
+            true,
+            "held by instance_refresh",
+        ),
+        (
+            "rolled back, and a new order",
+            5,
+            refreshing("RollbackSuccessful", 2),
+            with_version(2),
+            true,
+            "resize 5; tag 1; held by instance_refresh",
+        ),
+        (
+            "rolled back, a better one",
+            3,
+            refreshing("RollbackSuccessful", 2),
+            with_version(3),
+            true,
+            "refresh to 3 at 90 %",
+        ),
+    ] {
+        let (generation, order) = if nodes == 3 { (1, spec(3)) } else { (2, spec(nodes)) };
+        let got = words(Intent::Apply(order), generation, Some(observed), rails, live);
+        assert_eq!(got, wanted, "{name}");
+    }
 }

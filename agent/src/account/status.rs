@@ -10,6 +10,7 @@ use outstation_protocol::status::{
 
 use super::ledger::Accepted;
 use super::plan::{Action, GroupPlan, ObservedGroup};
+use super::refresh::Rolling;
 
 /// What the reconciler remembers of a group from one look to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,6 +65,7 @@ pub fn assess(
 
     let done = plan.actions.is_empty()
         && plan.drift.is_empty()
+        && plan.rolling.is_none()
         && held.is_empty()
         && ready_nodes == desired_nodes
         // While it scales in there are more, which drain.
@@ -145,9 +147,18 @@ fn unfinished(
         let message = held.last().map_or(String::new(), |held| held.message.clone());
         return (GroupPhase::Error, message);
     }
+    let told = plan.rolling.as_ref().map(Rolling::told);
+    if let Some(Rolling::UnderWay { .. } | Rolling::Failed { .. }) = &plan.rolling
+        && let Some(told) = told
+    {
+        return told;
+    }
     if let Some(held) = held.first() {
         let phase = if observed.is_some() { GroupPhase::Updating } else { GroupPhase::Pending };
         return (phase, format!("held: {}", held.message));
+    }
+    if let Some(told) = told {
+        return told;
     }
     if observed.is_none() {
         return (GroupPhase::Creating, "the AutoScaling group is being created".to_owned());
@@ -158,7 +169,12 @@ fn unfinished(
         | Action::TrackNothing { .. }
         | Action::UseTemplate { .. }
         | Action::Tag { .. } => true,
-        Action::Create(_) | Action::DrainToZero { .. } | Action::Delete { .. } => false,
+        Action::Create(_)
+        | Action::DrainToZero { .. }
+        | Action::Delete { .. }
+        | Action::StartRefresh { .. }
+        | Action::CancelRefresh { .. }
+        | Action::Replace { .. } => false,
     });
     match memory.converged {
         Some(generation) if generation == accepted.order.generation => {
@@ -217,6 +233,7 @@ mod tests {
             desired: 3,
             policy: None,
             launch_template: None,
+            image: Default::default(),
             tags: BTreeMap::new(),
             instances: (0..instances)
                 .map(|n| {

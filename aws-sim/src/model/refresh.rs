@@ -128,7 +128,8 @@ pub struct Refresh {
     fewest_outdated: usize,
     most_updated: u32,
     progress: OffsetDateTime,
-    wait_for_transitions: bool,
+    /// When it was cancelled, if what was starting then is waited for.
+    waits_since: Option<OffsetDateTime>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +195,7 @@ impl Model {
             fewest_outdated: usize::MAX,
             most_updated: 0,
             progress: now,
-            wait_for_transitions: true,
+            waits_since: None,
         };
         let mut refresh = refresh;
         refresh.total = count(refresh.outdated.len());
@@ -234,6 +235,7 @@ impl Model {
         &mut self,
         name: &GroupName,
         wait_for_transitions: bool,
+        now: OffsetDateTime,
     ) -> Result<String, AwsError> {
         let (group, _) = self.living_group_mut(name)?;
         let refresh = active_mut(group, name)?;
@@ -242,7 +244,7 @@ impl Model {
         }
         refresh.status = RefreshStatus::Cancelling;
         refresh.reason = Some("Cancelled by user".to_owned());
-        refresh.wait_for_transitions = wait_for_transitions;
+        refresh.waits_since = wait_for_transitions.then_some(now);
         Ok(refresh.id.clone())
     }
 

@@ -22,7 +22,7 @@ pub fn call(
 ) -> Option<Result<Answer, AwsError>> {
     Some(match action {
         "StartInstanceRefresh" => start_refresh(model, action, params, now),
-        "CancelInstanceRefresh" => cancel_refresh(model, action, params),
+        "CancelInstanceRefresh" => cancel_refresh(model, action, params, now),
         "RollbackInstanceRefresh" => rollback_refresh(model, action, params, now),
         "DescribeInstanceRefreshes" => describe_refreshes(model, action, params),
         "PutWarmPool" => put_warm_pool(model, action, params),
@@ -91,11 +91,16 @@ fn preferences(params: &Params) -> Result<Preferences, AwsError> {
     })
 }
 
-fn cancel_refresh(model: &mut Model, action: &str, params: &Params) -> Result<Answer, AwsError> {
+fn cancel_refresh(
+    model: &mut Model,
+    action: &str,
+    params: &Params,
+    now: OffsetDateTime,
+) -> Result<Answer, AwsError> {
     let name = parse::group_name(params)?;
     let wait = params.boolean("WaitForTransitioningInstances")?.unwrap_or(true);
     params.finish(action)?;
-    let id = model.cancel_refresh(&name, wait)?;
+    let id = model.cancel_refresh(&name, wait, now)?;
     Ok(refresh_id(&id))
 }
 

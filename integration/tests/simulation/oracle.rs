@@ -1,9 +1,9 @@
 //! What must hold whatever happens. Watches every order that is accepted and every call that the
 //! agents send to AWS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use outstation_agent::account::plan::{Observed, TAG_GENERATION};
+use outstation_agent::account::plan::{Observed, ObservedGroup, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::model::{GroupSpec, Scaling, Target};
 use outstation_protocol::order::{Intent, Order};
@@ -19,6 +19,10 @@ pub struct Rules {
     pub destroy: bool,
     pub nodes_per_group_max: u32,
     pub nodes_total_max: u32,
+    /// Of the launch template.
+    pub version: u32,
+    pub min_healthy_percent: u32,
+    pub replacements_per_hour: u32,
 }
 
 impl Rules {
@@ -39,6 +43,7 @@ pub struct Oracle {
     /// The newest order in the account store.
     pub accepted: BTreeMap<GroupName, (Order, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
+    replaced: BTreeSet<(u64, String)>,
 }
 
 impl Oracle {
@@ -62,6 +67,9 @@ impl Oracle {
         let action = form.get("Action").unwrap_or_default().to_owned();
         if action.starts_with("Describe") || action == "CompleteLifecycleAction" {
             return;
+        }
+        if action == "SetInstanceHealth" {
+            return self.check_replacement(form, basis, rules);
         }
         let name = form.get("AutoScalingGroupName").or(form.get("Tags.member.1.ResourceId"));
         let group = name
@@ -116,8 +124,52 @@ impl Oracle {
                 assert!(form.get("ForceDelete").is_none(), "{group}: a forced delete");
                 self.check_end(&action, order, &basis, rules);
             }
+            "StartInstanceRefresh" => {
+                let number = |name: &str| form.get(name).and_then(|text| text.parse::<u32>().ok());
+                let said = |name: &str| form.get(&format!("Preferences.{name}"));
+                assert!(basis.live, "{group}: a refresh is begun while offline");
+                assert_eq!(
+                    number("DesiredConfiguration.LaunchTemplate.Version"),
+                    Some(rules.version),
+                    "{group}: the image is what the guardrails say"
+                );
+                let least = number("Preferences.MinHealthyPercentage");
+                assert_eq!(least, Some(rules.min_healthy_percent), "{group}: its healthy share");
+                assert_eq!(said("MaxHealthyPercentage"), Some("100"), "{group}: launch first");
+                assert_eq!(
+                    (said("SkipMatching"), said("AutoRollback")),
+                    (Some("true"), Some("true"))
+                );
+            }
+            "CancelInstanceRefresh" => assert!(basis.live, "{group}: cancelled while offline"),
             other => panic!("{other}: not a call that the agent may make"),
         }
+    }
+
+    fn check_replacement(&self, form: &Params, basis: Option<Basis<'_>>, rules: Rules) {
+        let instance = form.get("InstanceId").unwrap_or_default();
+        let basis = basis.unwrap_or_else(|| panic!("{instance} is replaced outside of a look"));
+        assert!(rules.allow_changes(), "{instance} is replaced under a pause");
+        assert_eq!(form.get("HealthStatus"), Some("Unhealthy"));
+        let of = |group: &&ObservedGroup| group.instances.keys().any(|id| id.as_str() == instance);
+        let group = basis.shown.values().find(of);
+        let is_in_service = group.is_some_and(|group| {
+            group
+                .instances
+                .iter()
+                .any(|(id, held)| id.as_str() == instance && held.lifecycle == "InService")
+        });
+        assert!(is_in_service, "{instance} is replaced, and was not shown in service");
+    }
+
+    /// What AWS has been told to replace, in true time.
+    pub fn replaced(&mut self, instance: &str, now_millis: u64, rules: Rules) {
+        const HOUR_MILLIS: u64 = 3600 * 1000;
+        self.replaced.retain(|(at, _)| now_millis < at + HOUR_MILLIS);
+        self.replaced.insert((now_millis, instance.to_owned()));
+        let within = self.replaced.len();
+        let most = rules.replacements_per_hour as usize;
+        assert!(within <= most, "{within} replacements within an hour: {:?}", self.replaced);
     }
 
     fn check_size(

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use outstation_agent::account::scaling::TARGET_POLICY;
 use outstation_aws_sim::model::policies::{Metric, PolicyRef, Reading};
-use outstation_aws_sim::model::requests::{GroupSettings, TagSpec, UpdateGroup};
+use outstation_aws_sim::model::refresh::Preferences;
+use outstation_aws_sim::model::requests::{GroupSettings, StartRefresh, TagSpec, UpdateGroup};
 use outstation_broker::store::orders::PutVerdict;
 use outstation_protocol::model::{
     EnvironmentRef, GroupKind, GroupSpec, Scaling, Statistic, Target, TargetValue,
@@ -13,6 +14,7 @@ use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::{Digest, EnvironmentName, Generation, GroupName, TenantId};
 use rand::Rng as _;
 
+use crate::cloud::BROKEN_VERSION;
 use crate::oracle::{PREFIX, Rules};
 use crate::world::{TENANT, World, data_plane, group};
 
@@ -49,7 +51,7 @@ pub fn spec(nodes: u32, bundle: u8, prevent_destroy: bool) -> GroupSpec {
 
 impl World {
     pub fn people_act(&mut self) {
-        match self.random.random_range(0..11) {
+        match self.random.random_range(0..13) {
             0..6 => {
                 let name = group(self.random.random_range(0..GROUPS));
                 let (nodes, bundle) =
@@ -74,9 +76,15 @@ impl World {
                     destroy: self.random.random_bool(0.7),
                     nodes_per_group_max: self.random.random_range(1..7),
                     nodes_total_max: self.random.random_range(4..12),
+                    ..self.rules
                 };
                 self.set_rules(rules);
             }
+            12 if self.weather.images => {
+                let version = self.random.random_range(1..=BROKEN_VERSION);
+                self.set_rules(Rules { version, ..self.rules });
+            }
+            11 if self.weather.images && self.weather.hands => self.meddle_with_a_refresh(),
             8 | 9 if self.weather.hands => self.turn_a_knob(),
             10 if self.weather.autoscaling => self.load_changes(),
             _ => {}
@@ -176,6 +184,31 @@ impl World {
         };
         if self.cloud.sim.model.put_tags(vec![tag]).is_ok() {
             self.note(format_args!("by hand: a tag of {name}"));
+            self.tick();
+        }
+    }
+
+    /// Somebody with a console who knows about instance refreshes.
+    fn meddle_with_a_refresh(&mut self) {
+        let name = group(self.random.random_range(0..GROUPS));
+        let asg_name = outstation_aws_sim::model::GroupName::try_from(format!("{PREFIX}{name}"));
+        let asg_name = asg_name.expect("valid");
+        let now = self.aws_now();
+        let model = &mut self.cloud.sim.model;
+        let done = match self.random.random_range(0..3) {
+            0 => model.cancel_refresh(&asg_name, true, now),
+            1 => model.rollback_refresh(&asg_name, now),
+            _ => {
+                let call = StartRefresh {
+                    group: asg_name,
+                    desired: None,
+                    preferences: Preferences::default(),
+                };
+                model.start_refresh(call, now)
+            }
+        };
+        if done.is_ok() {
+            self.note(format_args!("by hand: the refresh of {name}"));
             self.tick();
         }
     }

@@ -1,11 +1,16 @@
 //! After the trouble: what must be true in the end.
 
+use std::sync::atomic::Ordering;
+
 use outstation_agent::account::scaling::TARGET_POLICY;
+use outstation_aws_sim::model::group::Group;
+use outstation_aws_sim::model::refresh::RefreshStatus;
 use outstation_broker::store::orders::GroupRecord;
 use outstation_protocol::order::Intent;
 use outstation_protocol::{Generation, GroupName};
 
 use crate::oracle::PREFIX;
+use crate::tally;
 use crate::world::World;
 
 /// Far beyond the longest backoff, hook and lease together.
@@ -36,6 +41,11 @@ impl World {
             }
             let missing = self.missing();
             if missing.is_empty() {
+                let by_refresh = |group: &&Group| {
+                    group.refreshes.iter().any(|it| it.status == RefreshStatus::Successful)
+                };
+                let rolled = self.cloud.sim.model.groups().filter(by_refresh).count();
+                tally::ENDED.fetch_add(rolled as u64, Ordering::Relaxed);
                 return;
             }
             assert!(
@@ -126,6 +136,15 @@ impl World {
                     let ours = asg.policies.keys().any(|name| name.as_str() == TARGET_POLICY);
                     if ours != spec.scaling.target().is_some() {
                         lacks(format!("a scaling policy of ours: {ours}"));
+                    }
+                    let version = self.rules.version;
+                    if asg.template.version != version.to_string() {
+                        lacks(format!("image {version} wanted, {}", asg.template.version));
+                    }
+                    if asg.instances.values().any(|held| {
+                        !held.lifecycle.is_leaving() && held.template.version != version
+                    }) {
+                        lacks(format!("image {version} wanted, not of all instances"));
                     }
                     let serving = self.serving(name);
                     if serving != nodes {

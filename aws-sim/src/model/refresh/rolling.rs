@@ -38,7 +38,7 @@ pub(in crate::model) fn step(group: &mut Group, world: &mut World, now: OffsetDa
     match refresh.status {
         RefreshStatus::Pending => refresh.status = RefreshStatus::InProgress,
         RefreshStatus::Cancelling => {
-            if !refresh.wait_for_transitions || is_at_rest(group) {
+            if !refresh.waits_since.is_some_and(|since| is_starting(group, since)) {
                 refresh.status = RefreshStatus::Cancelled;
                 refresh.ended = Some(now);
             }
@@ -254,6 +254,14 @@ impl Refresh {
             }
         }
     }
+}
+
+/// Something that was launched by then is on its way into service.
+fn is_starting(group: &Group, by: OffsetDateTime) -> bool {
+    group.instances.values().any(|instance| {
+        let waits = matches!(instance.lifecycle, Lifecycle::Pending | Lifecycle::PendingWait(_));
+        waits && instance.launched <= by
+    })
 }
 
 /// The group has what it wants, and nothing is starting.
