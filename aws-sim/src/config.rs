@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::imds;
 use crate::model::credentials::{InstanceRole, Principal};
 use crate::model::group::LaunchTemplate;
+use crate::model::tracking::Patience;
 use crate::model::{AccessKeyId, ModelConfig};
 use crate::policy::{Guard, Policies, TemplateUse};
 
@@ -36,6 +37,9 @@ pub struct Config {
     pub dir: PathBuf,
     #[serde(default)]
     pub boot_delay_ms: u64,
+    /// How long a metric must be above, or well below, its target before a scaling policy acts; AWS's own by default.
+    pub scale_out_after_ms: Option<u64>,
+    pub scale_in_after_ms: Option<u64>,
     /// Whether terminating hooks hold an instance that is already dead until they are completed or time out.
     #[serde(default)]
     pub hooks_hold_dead_instances: bool,
@@ -172,6 +176,15 @@ impl Config {
         self.availability_zones.clone().unwrap_or_else(default)
     }
 
+    fn patience(&self) -> Patience {
+        let Patience { out, back } = Patience::default();
+        let given = |millis: Option<u64>, default| millis.map_or(default, Duration::from_millis);
+        Patience {
+            out: given(self.scale_out_after_ms, out),
+            back: given(self.scale_in_after_ms, back),
+        }
+    }
+
     pub fn model(&self, random_seed: u64) -> ModelConfig {
         let principal = |config: &PrincipalConfig| {
             let principal = Principal {
@@ -208,6 +221,7 @@ impl Config {
             net: self.instance_net,
             boot_delay: Duration::from_millis(self.boot_delay_ms),
             templates: self.launch_templates.iter().map(template).collect(),
+            patience: self.patience(),
             hooks_hold_dead_instances: self.hooks_hold_dead_instances,
             principals: self.principals.iter().map(principal).collect(),
             seed: self.seed.unwrap_or(random_seed),

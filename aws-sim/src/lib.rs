@@ -11,7 +11,9 @@
 //! `DescribeAutoScalingGroups` (names, filters `tag:<key>`, `tag-key`, `tag-value`, pages), `DescribeAutoScalingInstances`,
 //! `DeleteAutoScalingGroup`, `CreateOrUpdateTags`, `DeleteTags`, `DescribeTags`, `PutLifecycleHook`, `DescribeLifecycleHooks`,
 //! `DeleteLifecycleHook`, `CompleteLifecycleAction`, `RecordLifecycleActionHeartbeat`, `TerminateInstanceInAutoScalingGroup`,
-//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`.
+//! `SetInstanceHealth`, `SetInstanceProtection`, `DescribeScalingActivities`, `PutScalingPolicy`, `DescribePolicies`,
+//! `DeletePolicy`, `StartInstanceRefresh`, `CancelInstanceRefresh`, `RollbackInstanceRefresh`, `DescribeInstanceRefreshes`,
+//! `PutWarmPool`, `DescribeWarmPool`, `DeleteWarmPool`, `SuspendProcesses`, `ResumeProcesses`.
 //! - Lifecycle: Pending → (Pending:Wait) → InService → Terminating, or Terminating:Wait → Terminating:Proceed → gone. An
 //!   instance is InService once its launcher's IMDS answers. `Pending:Proceed` and `Terminated` pass within one step and are
 //!   never seen.
@@ -21,8 +23,19 @@
 //!   and scales in by zone balance, then policy (`Default`: oldest template version, then oldest instance; also
 //!   `OldestInstance`, `NewestInstance`, `OldestLaunchTemplate`); only the first policy counts. Protected instances stay.
 //!   Launches that fail are slowed, one second doubling to a minute.
+//! - Target tracking: a metric that is above its target for three minutes, or below nine tenths of it for fifteen
+//!   (`scale_out_after_ms`, `scale_in_after_ms`), moves the desired capacity within the bounds to what would bring it there.
+//!   CloudWatch has what `PUT /_sim/metrics` or [`model::Model::set_metric`] said: a value, or a total that the instances in
+//!   service share. Without data nothing moves. Any policy may grow a group; all must agree to shrink it.
+//! - An instance refresh replaces instances through the same lifecycle, within minimum and maximum healthy percentage, each
+//!   new one after its warm-up; skip matching, protected instances, cancel, rollback, automatic rollback. Without progress
+//!   for an hour it fails. The group's template changes when it succeeds, and cannot be changed before.
+//! - A warm pool holds instances stopped, hibernated (which is the same here) or running; a scale-out takes from it first, and
+//!   with `ReuseOnScaleIn` a scale-in gives back to it.
+//! - Suspended processes do nothing: `Launch`, `Terminate`, `HealthCheck`, `ReplaceUnhealthy`, `InstanceRefresh`,
+//!   `AlarmNotification`. The others are held and shown; there is nothing here that they would stop.
 //! - Tags reach instances at launch only; a propagated key that IMDS cannot show makes the launch fail, as at AWS.
-//! - Quotas: 500 groups, 50 hooks and 50 tags a group, pages of at most 100.
+//! - Quotas: 500 groups, 50 hooks, 50 policies and 50 tags a group, pages of at most 100.
 //!
 //! **IAM** ([`policy`]): a principal with a policy in the configuration is held to it, call by call, by iam-rs; so is what
 //! using a launch template entails for the caller (`ec2:RunInstances` on each kind of resource, `ec2:CreateTags`,
@@ -46,8 +59,9 @@
 //! # What it does not model
 //!
 //! - Any other action (`InvalidAction`) or parameter (`NotSimulated`, which is not an AWS code: refused rather than ignored):
-//!   mixed instances, launch configurations, instance refresh, warm pools, scaling policies, suspended processes, load
-//!   balancers, notifications, standby, maximum lifetime, deletion protection.
+//!   mixed instances, launch configurations, scaling policies of other types than target tracking, load balancers,
+//!   notifications, standby, zone rebalancing, a refresh's checkpoints, alarms and bake time, maximum lifetime, deletion
+//!   protection.
 //! - IAM beyond identity-based policies of configured principals: no boundaries, organisations, session policies; a principal
 //!   without a policy may do everything. Presigned URLs. Other hashes than SHA-256.
 //! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them

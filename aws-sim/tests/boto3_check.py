@@ -170,6 +170,56 @@ until("all activities end", lambda: all(
     for found in autoscaling.describe_scaling_activities(AutoScalingGroupName="g")["Activities"]))
 assert len(activities) == 10, [found["Description"] for found in activities]
 
+# A new image is rolled through the group; a second refresh waits its turn, and one without a goal cannot be rolled back.
+configuration = {"LaunchTemplate": {"LaunchTemplateName": "outstation-node", "Version": "2"}}
+preferences = {"MinHealthyPercentage": 50, "MaxHealthyPercentage": 100, "SkipMatching": True, "AutoRollback": True,
+               "ScaleInProtectedInstances": "Refresh", "StandbyInstances": "Ignore", "InstanceWarmup": 1}
+refused("ActiveInstanceRefreshNotFound", autoscaling.cancel_instance_refresh, AutoScalingGroupName="g")
+started = autoscaling.start_instance_refresh(AutoScalingGroupName="g", DesiredConfiguration=configuration, Preferences=preferences)
+refused("InstanceRefreshInProgress", autoscaling.start_instance_refresh, AutoScalingGroupName="g")
+
+
+def refresh():
+    return autoscaling.describe_instance_refreshes(AutoScalingGroupName="g")["InstanceRefreshes"][0]
+
+
+until("the refresh ends", lambda: refresh()["Status"] == "Successful")
+ended = refresh()
+assert ended["InstanceRefreshId"] == started["InstanceRefreshId"] and ended["EndTime"] >= ended["StartTime"], ended
+assert (ended["PercentageComplete"], ended["InstancesToUpdate"]) == (100, 0), ended
+assert ended["Preferences"] == preferences and ended["Strategy"] == "Rolling", ended
+assert ended["DesiredConfiguration"]["LaunchTemplate"]["Version"] == "2", ended
+assert group()["LaunchTemplate"]["Version"] == "2"
+assert {each["LaunchTemplate"]["Version"] for each in in_service(2)} == {"2"}
+autoscaling.start_instance_refresh(AutoScalingGroupName="g", Preferences={"InstanceWarmup": 3600})
+refused("IrreversibleInstanceRefresh", autoscaling.rollback_instance_refresh, AutoScalingGroupName="g")
+autoscaling.cancel_instance_refresh(AutoScalingGroupName="g", WaitForTransitioningInstances=False)
+until("it is cancelled", lambda: refresh()["Status"] == "Cancelled")
+in_service(2)
+
+# What a person suspends rests; a warm pool waits stopped, and its machines start again in the group.
+autoscaling.suspend_processes(AutoScalingGroupName="g", ScalingProcesses=["Launch"])
+assert [each["ProcessName"] for each in group()["SuspendedProcesses"]] == ["Launch"]
+autoscaling.resume_processes(AutoScalingGroupName="g")
+autoscaling.put_warm_pool(AutoScalingGroupName="g", MaxGroupPreparedCapacity=3, PoolState="Stopped", InstanceReusePolicy={"ReuseOnScaleIn": True})
+
+
+def pool():
+    return autoscaling.describe_warm_pool(AutoScalingGroupName="g")
+
+
+warmed = until("one is warm", lambda: [each for each in pool()["Instances"] if each["LifecycleState"] == "Warmed:Stopped"])
+assert pool()["WarmPoolConfiguration"] == {
+    "MaxGroupPreparedCapacity": 3, "MinSize": 0, "PoolState": "Stopped", "InstanceReusePolicy": {"ReuseOnScaleIn": True}}
+until("its machine is off", lambda: len([line for line in json.load(urllib.request.urlopen(f"{URL}/_sim/instances")) if line["launcher_pid"]]) == 2)
+autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=3)
+assert warmed[0]["InstanceId"] in [each["InstanceId"] for each in in_service(3)]
+autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=2)
+until("one is back", lambda: pool()["Instances"] and pool()["Instances"][0]["LifecycleState"] == "Warmed:Stopped")
+refused("ResourceInUse", autoscaling.delete_warm_pool, AutoScalingGroupName="g")
+autoscaling.delete_warm_pool(AutoScalingGroupName="g", ForceDelete=True)
+until("the pool is gone", lambda: "WarmPoolConfiguration" not in pool())
+
 autoscaling.delete_auto_scaling_group(AutoScalingGroupName="g", ForceDelete=True)
 until("the group is gone", lambda: group() is None)
 refused("ValidationError", autoscaling.delete_auto_scaling_group, AutoScalingGroupName="g")

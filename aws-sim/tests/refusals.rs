@@ -184,8 +184,8 @@ fn groups() {
             "ValidationError: AutoScalingGroup name not found",
         ),
         (
-            ("StartInstanceRefresh", "AutoScalingGroupName=g".to_owned()),
-            "InvalidAction: Could not find operation StartInstanceRefresh for version 2011-01-01",
+            ("DeletePlacementGroup", "AutoScalingGroupName=g".to_owned()),
+            "InvalidAction: Could not find operation DeletePlacementGroup for version 2011-01-01",
         ),
     ];
     let cases: Vec<_> =

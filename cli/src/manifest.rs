@@ -158,10 +158,10 @@ impl Manifest {
             .and_then(|declared| declared.requirements.as_deref())
     }
 
-    /// How many nodes the group is declared with; none if it is not declared.
+    /// How many nodes the group is declared with at least; none if it is not declared.
     pub fn nodes_of(&self, group: &GroupName) -> u32 {
         let declared = self.groups.iter().find(|declared| declared.name == *group);
-        declared.map_or(0, |declared| declared.scaling.nodes_max())
+        declared.map_or(0, |declared| declared.scaling.nodes_min())
     }
 
     /// Fields of a target (a view, or a service and all its views) by name; `None` if there is
@@ -286,6 +286,26 @@ mod tests {
     }
 
     #[test]
+    fn bounds_and_a_target_become_an_autoscaled_spec() {
+        let mut declared = manifest();
+        let mut spec_of = |min: u32| {
+            declared["groups"][0]["scaling"] = json!({"type": "autoscaling", "min_nodes": min,
+                "max_nodes": 10, "target": {"type": "cpu", "percent": 60}});
+            let manifest = read(&declared).expect("read");
+            manifest.groups[0].spec(Digest::of(b"e"), Digest::of(b"b"))
+        };
+        let spec = spec_of(2).expect("valid");
+        let Scaling::Autoscaling { min_nodes: 2, max_nodes: 10, target } = spec.scaling else {
+            panic!("{:?}", spec.scaling)
+        };
+        assert_eq!(target.to_string(), "CPU 60 %");
+        let error = format!("{:#}", spec_of(11).expect_err("crossed"));
+        assert!(error.contains("min_nodes 11 is more than max_nodes 10"), "{error}");
+        let error = format!("{:#}", spec_of(0).expect_err("no CPU"));
+        assert!(error.contains("min_nodes must be at least 1"), "{error}");
+    }
+
+    #[test]
     fn what_would_be_lost_or_dangles_is_refused() {
         let changed = |pointer: &str, value: Value| {
             let mut manifest = manifest();
@@ -303,6 +323,12 @@ mod tests {
             ("/groups/0/environment", json!("other"), "names no declared environment: other"),
             ("/groups/0/name", json!("1st"), "is not valid"),
             ("/groups/0/scaling", json!({"type": "magic"}), "unknown variant `magic`"),
+            (
+                "/groups/0/scaling",
+                json!({"type": "autoscaling", "min_nodes": 1, "max_nodes": 2,
+                    "target": {"type": "cpu", "percent": 0}}),
+                "0 is not a number from",
+            ),
         ] {
             let error = changed(pointer, value);
             assert!(error.contains(wanted), "{pointer}: {error}");

@@ -48,6 +48,8 @@ impl fmt::Display for GroupKind {
 pub enum Scaling {
     /// A fixed number of nodes.
     Provisioned { desired_nodes: u32 },
+    /// As many nodes as keep a metric at its target: AWS decides, between the two bounds.
+    Autoscaling { min_nodes: u32, max_nodes: u32, target: Target },
 }
 
 impl Scaling {
@@ -55,9 +57,28 @@ impl Scaling {
     pub fn nodes_max(&self) -> u32 {
         match self {
             Scaling::Provisioned { desired_nodes } => *desired_nodes,
+            Scaling::Autoscaling { max_nodes, .. } => *max_nodes,
+        }
+    }
+
+    /// The fewest, which a new group starts with.
+    pub fn nodes_min(&self) -> u32 {
+        match self {
+            Scaling::Provisioned { desired_nodes } => *desired_nodes,
+            Scaling::Autoscaling { min_nodes, .. } => *min_nodes,
+        }
+    }
+
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Scaling::Provisioned { .. } => None,
+            Scaling::Autoscaling { target, .. } => Some(target),
         }
     }
 }
+
+mod target;
+pub use target::{Statistic, Target, TargetError, TargetValue};
 
 /// An environment as an order refers to it: the name is for people, the digest decides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +128,10 @@ pub enum SpecError {
     TagValue { key: String, length: usize },
     #[error("the {field} has {length} characters, more than {max}")]
     TooLong { field: &'static str, length: usize, max: usize },
+    #[error("min_nodes {min} is more than max_nodes {max}")]
+    Bounds { min: u32, max: u32 },
+    #[error("the scaling target is not valid")]
+    Target(#[source] TargetError),
 }
 
 impl GroupSpec {
@@ -134,6 +159,13 @@ impl GroupSpec {
             if length > max {
                 return Err(SpecError::TooLong { field, length, max });
             }
+        }
+        if let Scaling::Autoscaling { min_nodes, max_nodes, target } = &self.scaling {
+            let (min, max) = (*min_nodes, *max_nodes);
+            if min > max {
+                return Err(SpecError::Bounds { min, max });
+            }
+            target.validate(min).map_err(SpecError::Target)?;
         }
         Ok(())
     }

@@ -9,7 +9,6 @@ from ._declarations import (
     Attribute,
     Environment,
     FeatureService,
-    ProvisionedScalingConfig,
     RealtimeFeatureView,
     RequestSource,
     TransformServerGroup,
@@ -18,14 +17,18 @@ from ._declarations import (
 from ._errors import DeclarationError
 from ._evaluate import RowError
 from ._limits import Limits
+from ._scaling import AutoscalingConfig, CpuTarget, MetricTarget, ProvisionedScalingConfig
 from ._version import VERSION as __version__
 
 __all__ = [
     "Attribute",
+    "AutoscalingConfig",
+    "CpuTarget",
     "DeclarationError",
     "Environment",
     "FeatureService",
     "Limits",
+    "MetricTarget",
     "ProvisionedScalingConfig",
     "RealtimeContext",
     "RealtimeFeatureView",

@@ -11,6 +11,8 @@ from . import _checks
 from ._context import PARAMETER, Secret
 from ._errors import DeclarationError, Where, caller
 from ._limits import Limits
+from ._scaling import ScalingConfig
+from ._scaling import scaling_config as _scaling_config
 from .types import DataType, Field, data_type
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 #: dict → dict, called for each row; frame → frame, called once for all rows of a request.
 MODES = ("python", "pandas")
-DESIRED_NODES_MAX = 2**32 - 1  # u32 on the wire; what may really run, the account's guardrails say
 
 Function = Callable[..., Any]
 
@@ -59,25 +60,6 @@ class Declaration:
         return f"{type(self).__name__}({self.name!r})"
 
 
-class ProvisionedScalingConfig:
-    """A fixed number of nodes."""
-
-    @_checks.strict("ProvisionedScalingConfig")
-    def __init__(self, *, desired_nodes: int) -> None:
-        what = "ProvisionedScalingConfig"
-        nodes = _checks.instance(what, "desired_nodes", desired_nodes, int, "a whole number")
-        if not 0 <= nodes <= DESIRED_NODES_MAX:
-            raise DeclarationError(
-                f"{what}: desired_nodes must not be negative or above {DESIRED_NODES_MAX}, "
-                f"but is {nodes}",
-                hint="give the number of nodes to run; 0 keeps the group without any",
-            )
-        self.desired_nodes = nodes
-
-    def __repr__(self) -> str:
-        return f"ProvisionedScalingConfig(desired_nodes={self.desired_nodes})"
-
-
 class Environment(Declaration):
     """A pinned set of Python dependencies, built once, used by any number of groups.
 
@@ -113,7 +95,7 @@ class TransformServerGroup(Declaration):
         self,
         *,
         name: str,
-        scaling_config: ProvisionedScalingConfig,
+        scaling_config: ScalingConfig,
         description: Optional[str] = None,
         tags: Optional[Dict[str, str]] = None,
         owner: Optional[str] = None,
@@ -123,13 +105,7 @@ class TransformServerGroup(Declaration):
     ) -> None:
         super().__init__(name, description, tags, owner)
         what = f"TransformServerGroup {name!r}"
-        self.scaling_config: ProvisionedScalingConfig = _checks.instance(
-            what,
-            "scaling_config",
-            scaling_config,
-            ProvisionedScalingConfig,
-            "a ProvisionedScalingConfig(desired_nodes=…)",
-        )
+        self.scaling_config: ScalingConfig = _scaling_config(what, scaling_config)
         self.prevent_destroy: bool = _checks.instance(
             what, "prevent_destroy", prevent_destroy, bool, "True or False"
         )

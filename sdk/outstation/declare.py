@@ -51,10 +51,7 @@ def _group(group: TransformServerGroup) -> Dict[str, Any]:
         "name": group.name,
         "kind": "transform",
         "environment": group.environment,
-        "scaling": {
-            "type": "provisioned",
-            "desired_nodes": group.scaling_config.desired_nodes,
-        },
+        "scaling": group.scaling_config.manifest(),
         **_people(group),
         "prevent_destroy": group.prevent_destroy,
         "options": group.options,
@@ -92,8 +89,8 @@ def listing(loaded: Loaded) -> str:
     for environment in loaded.environments:
         lines.append(f"environment   {environment.name}  {environment.requirements}")
     for group in loaded.groups:
-        nodes = group.scaling_config.desired_nodes
-        lines.append(f"transform     {group.name}  {nodes} nodes, environment {group.environment}")
+        nodes = group.scaling_config.words()
+        lines.append(f"transform     {group.name}  {nodes}, environment {group.environment}")
     for service in loaded.services:
         views = ", ".join(view.name for view in service.features)
         lines.append(f"service       {service.name}  {views}  on {service.transform_server_group}")

@@ -12,9 +12,12 @@ import pytest
 import outstation
 from outstation import (
     Attribute,
+    AutoscalingConfig,
+    CpuTarget,
     DeclarationError,
     Environment,
     FeatureService,
+    MetricTarget,
     ProvisionedScalingConfig,
     RequestSource,
     RowError,
@@ -68,6 +71,23 @@ REFUSED = [
     (lambda: group(environment=3), "environment must be the name of one", 'environment="…"'),
     (lambda: ProvisionedScalingConfig(desired_nodes=-1), "must not be negative", "number of nodes"),
     (lambda: ProvisionedScalingConfig(desired_nodes=2**32), "above 4294967295", "number of nodes"),
+    # autoscaling, as protocol/src/model.rs and target.rs have it
+    (lambda: AutoscalingConfig(min_nodes=3, max_nodes=2), "min_nodes 3 is more than max_nodes 2", "at least as many"),
+    (lambda: AutoscalingConfig(max_nodes=2), "missing", "add min_nodes=…"),  # type: ignore
+    (lambda: AutoscalingConfig(min_nodes=0, max_nodes=2), "no CPU to measure", "min_nodes=1"),
+    (lambda: AutoscalingConfig(min_nodes=1, max_nodes=2, target=60), "must be a CpuTarget or a MetricTarget, not int 60", "CpuTarget(60)"),  # type: ignore
+    (lambda: AutoscalingConfig(min_nodes=1, max_nodes=2, cpu=60), "has no argument 'cpu'", "takes min_nodes, max_nodes, target"),  # type: ignore
+    (lambda: CpuTarget(0), "a number from 0.000001", "percent=60"),
+    (lambda: CpuTarget(101), "must not be above 100", "CpuTarget(60)"),
+    (lambda: CpuTarget(True), "not bool True", ""),
+    (lambda: CpuTarget(float("nan")), "not float nan", ""),
+    (lambda: MetricTarget(namespace="Q", name="Depth", value=0.12345678901234567), "of at most 15 digits", ""),
+    (lambda: MetricTarget(namespace="Q", name="Depth", value="1"), "not str '1'", "value=60"),  # type: ignore
+    (lambda: MetricTarget(namespace="", name="Depth", value=1), "namespace '' is not 1 to 255", "as CloudWatch shows it"),
+    (lambda: MetricTarget(namespace="Q", name="Länge", value=1), "printable ASCII", ""),
+    (lambda: MetricTarget(namespace="Q", name="Depth", value=1, statistic="p99"), "one of Average, Minimum", 'statistic="Average"'),
+    (lambda: MetricTarget(namespace="Q", name="Depth", value=1, dimensions={"q": 1}), "dimension 'q' must be a string", ""),  # type: ignore
+    (lambda: MetricTarget(namespace="Q", name="Depth", value=1, dimensions={f"d{n}": "x" for n in range(31)}), "31 dimensions are more than 30", ""),
     (lambda: ProvisionedScalingConfig(desired_nodes=True), "must be a whole number, not bool True", ""),
     (lambda: ProvisionedScalingConfig(desired_nodes=3.0), "must be a whole number, not float 3.0", ""),  # type: ignore
     # names, as protocol/src/ids.rs has them
@@ -168,6 +188,32 @@ def test_what_is_right_is_taken(registry: Any) -> None:
     assert service.transform_server_group == "x" * 63
     assert registry == [environment, declared, first, service]
     assert group(scaling_config=ProvisionedScalingConfig(desired_nodes=0)).prevent_destroy is False
+
+
+def test_autoscaling_says_bounds_and_target() -> None:
+    plain = group(scaling_config=AutoscalingConfig(min_nodes=2, max_nodes=10)).scaling_config
+    assert plain.manifest() == {
+        "type": "autoscaling",
+        "min_nodes": 2,
+        "max_nodes": 10,
+        "target": {"type": "cpu", "percent": 60},
+    }
+    assert plain.words() == "2..10 nodes at CPU 60 %"
+    queue = MetricTarget(
+        namespace="Q", name="Depth", statistic="Sum", dimensions={"b": "1", "a": "2"}, value=2.5
+    )
+    scaling = AutoscalingConfig(min_nodes=0, max_nodes=0, target=queue)
+    assert scaling.target.manifest() == {
+        "type": "metric",
+        "namespace": "Q",
+        "name": "Depth",
+        "statistic": "Sum",
+        "dimensions": {"a": "2", "b": "1"},
+        "value": 2.5,
+    }
+    assert repr(AutoscalingConfig(min_nodes=1, max_nodes=2, target=CpuTarget(62.5))) == (
+        "AutoscalingConfig(min_nodes=1, max_nodes=2, target=CpuTarget(62.5))"
+    )
 
 
 def test_types_say_what_they_are() -> None:

@@ -12,18 +12,21 @@ use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::config::retry::{RetryConfig, RetryPartition};
 use aws_sdk_autoscaling::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_autoscaling::types::{
-    AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification, Tag,
+    AutoScalingGroup, Filter, LaunchTemplateSpecification, LifecycleHookSpecification,
+    LifecycleState, Tag,
 };
 use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::config::Config;
+use super::entry::{READY_HEARTBEAT_SECS, READY_HOOK};
 use super::guardrails::{Guardrails, LaunchTemplate};
 use super::journal::intercept::Journaled;
 use super::journal::{Journal, JournalError};
 use super::plan::{
     Action, Observed, ObservedGroup, ObservedInstance, Shape, TAG_GROUP, TAG_TENANT,
 };
+use super::refresh::Image;
 
 pub const DRAIN_HOOK: &str = "outstation-drain";
 /// The drain's own limits (5 s until withdrawn, 1 s grace, 30 s in flight) and a margin. After
@@ -33,16 +36,16 @@ const DRAIN_HEARTBEAT_SECS: i32 = 90;
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(15);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// AWS's own limit; short pages are legal.
-const RECORDS_MAX: i32 = 100;
+pub(super) const RECORDS_MAX: i32 = 100;
 /// 500 groups a region at 100 a page, with room for short pages.
-const PAGES_MAX: usize = 64;
+pub(super) const PAGES_MAX: usize = 64;
 
 #[derive(Clone)]
 pub struct Aws {
-    autoscaling: Client,
+    pub(super) autoscaling: Client,
     /// Sends each call once: between two attempts an order may have been replaced, so a mutation is
     /// planned anew rather than repeated.
-    mutations: Client,
+    pub(super) mutations: Client,
     sts: aws_sdk_sts::Client,
 }
 
@@ -57,7 +60,7 @@ pub struct CallError {
 }
 
 impl CallError {
-    fn of<E>(call: &'static str, error: SdkError<E>) -> CallError
+    pub(super) fn of<E>(call: &'static str, error: SdkError<E>) -> CallError
     where
         E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
     {
@@ -74,7 +77,7 @@ impl CallError {
         CallError { call, code, message: message.chars().take(400).collect() }
     }
 
-    fn has_code(&self, code: &str) -> bool {
+    pub(super) fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }
 
@@ -259,8 +262,12 @@ impl Aws {
     pub async fn apply(&self, action: &Action) -> Result<(), CallError> {
         match action {
             Action::Create(shape) => self.create(shape).await,
-            Action::Resize { asg_name, nodes } => self.resize(asg_name, *nodes).await,
-            Action::DrainToZero { asg_name } => self.resize(asg_name, 0).await,
+            Action::Resize { asg_name, min, max, desired } => {
+                self.resize(asg_name, *min, *max, *desired).await
+            }
+            Action::DrainToZero { asg_name } => self.resize(asg_name, 0, 0, Some(0)).await,
+            Action::Track { asg_name, target } => self.track(asg_name, target).await,
+            Action::TrackNothing { asg_name } => self.track_nothing(asg_name).await,
             Action::UseTemplate { asg_name, launch_template } => self
                 .mutations
                 .update_auto_scaling_group()
@@ -270,6 +277,11 @@ impl Aws {
                 .await
                 .map(drop)
                 .map_err(|e| CallError::of("UpdateAutoScalingGroup", e)),
+            Action::StartRefresh { asg_name, launch_template, min_healthy_percent } => {
+                self.start_refresh(asg_name, launch_template, *min_healthy_percent).await
+            }
+            Action::CancelRefresh { asg_name } => self.cancel_refresh(asg_name).await,
+            Action::Replace { instance, .. } => self.replace(instance).await,
             Action::Tag { asg_name, tags } => self
                 .mutations
                 .create_or_update_tags()
@@ -290,6 +302,12 @@ impl Aws {
     }
 
     async fn create(&self, shape: &Shape) -> Result<(), CallError> {
+        let ready = LifecycleHookSpecification::builder()
+            .lifecycle_hook_name(READY_HOOK)
+            .lifecycle_transition("autoscaling:EC2_INSTANCE_LAUNCHING")
+            .heartbeat_timeout(READY_HEARTBEAT_SECS)
+            .default_result("ABANDON")
+            .build();
         let hook = LifecycleHookSpecification::builder()
             .lifecycle_hook_name(DRAIN_HOOK)
             .lifecycle_transition("autoscaling:EC2_INSTANCE_TERMINATING")
@@ -301,10 +319,11 @@ impl Aws {
             .create_auto_scaling_group()
             .auto_scaling_group_name(&shape.asg_name)
             .launch_template(template(&shape.launch_template))
-            .min_size(size(shape.nodes))
-            .max_size(size(shape.nodes))
-            .desired_capacity(size(shape.nodes))
+            .min_size(size(shape.min))
+            .max_size(size(shape.max))
+            .desired_capacity(size(shape.min))
             .lifecycle_hook_specification_list(hook)
+            .lifecycle_hook_specification_list(ready)
             .set_tags(Some(tags_of(&shape.asg_name, &shape.tags)));
         if !shape.availability_zones.is_empty() {
             request = request.set_availability_zones(Some(shape.availability_zones.clone()));
@@ -315,13 +334,20 @@ impl Aws {
         request.send().await.map(drop).map_err(|e| CallError::of("CreateAutoScalingGroup", e))
     }
 
-    async fn resize(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
+    /// Without `desired` AWS moves the count only if a bound passes it.
+    async fn resize(
+        &self,
+        asg_name: &str,
+        min: u32,
+        max: u32,
+        desired: Option<u32>,
+    ) -> Result<(), CallError> {
         self.mutations
             .update_auto_scaling_group()
             .auto_scaling_group_name(asg_name)
-            .min_size(size(nodes))
-            .max_size(size(nodes))
-            .desired_capacity(size(nodes))
+            .min_size(size(min))
+            .max_size(size(max))
+            .set_desired_capacity(desired.map(size))
             .send()
             .await
             .map(drop)
@@ -352,7 +378,7 @@ impl Aws {
     }
 }
 
-fn template(launch_template: &LaunchTemplate) -> LaunchTemplateSpecification {
+pub(super) fn template(launch_template: &LaunchTemplate) -> LaunchTemplateSpecification {
     LaunchTemplateSpecification::builder()
         .launch_template_name(&launch_template.name)
         .version(launch_template.version.to_string())
@@ -385,10 +411,17 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         .filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or("").to_owned())))
         .collect();
     let name = GroupName::try_from(tags.get(TAG_GROUP)?.as_str()).ok()?;
-    let launch_template = group.launch_template().and_then(|template| {
+    let read = |template: &LaunchTemplateSpecification| {
         let name = template.launch_template_name()?.to_owned();
         Some(LaunchTemplate { name, version: template.version()?.parse().ok()? })
-    });
+    };
+    let launch_template = group.launch_template().and_then(read);
+    let is_leaving = |state: &LifecycleState| {
+        state.as_str().trim_start_matches("Warmed:").starts_with("Terminat")
+    };
+    let staying =
+        group.instances().iter().filter(|held| !held.lifecycle_state().is_some_and(is_leaving));
+    let templates = staying.map(|instance| instance.launch_template().and_then(read)).collect();
     let instances = group
         .instances()
         .iter()
@@ -404,7 +437,9 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         min: count(group.min_size()),
         max: count(group.max_size()),
         desired: count(group.desired_capacity()),
+        policy: None,
         launch_template,
+        image: Image { templates, ..Image::default() },
         tags,
         instances,
         deleting: group.status().is_some_and(|status| status.contains("Delete")),

@@ -150,7 +150,8 @@ pub fn hold(
     if contradictions.is_empty() {
         return;
     }
-    for (group, GroupPlan { actions, held, drift: _ }) in plans {
+    for (group, GroupPlan { actions, held, drift: _, rolling }) in plans {
+        *rolling = None;
         actions.clear();
         let ordered = ledger.get(group).map(|accepted| accepted.order.generation);
         *held = told(contradictions, group, ordered);

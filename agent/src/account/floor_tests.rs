@@ -14,6 +14,8 @@ fn observed(text: &str) -> Observed {
                 min: 3,
                 max: 3,
                 desired: 3,
+                policy: None,
+                image: Default::default(),
                 launch_template: None,
                 tags: tags.into_iter().collect(),
                 instances: BTreeMap::new(),
@@ -150,7 +152,8 @@ fn a_contradiction_names_both_generations() {
 #[test]
 fn one_contradiction_holds_every_group() {
     let ledger = ledger("a=2 b=1");
-    let resize = Action::Resize { asg_name: "outstation-a".to_owned(), nodes: 3 };
+    let resize =
+        Action::Resize { asg_name: "outstation-a".to_owned(), min: 3, max: 3, desired: Some(3) };
     let plan = || GroupPlan { actions: vec![resize.clone()], ..GroupPlan::default() };
     let mut plans: Plan = [(group("a"), plan()), (group("b"), plan())].into();
     let before = plans.clone();

@@ -23,12 +23,34 @@ pub struct Guardrails {
     /// Stops every mutation until it is taken out again.
     #[serde(default)]
     pub pause: bool,
+    /// Its version is the image: a new one goes through every group as an instance refresh.
     pub launch_template: LaunchTemplate,
+    /// So many of a group's nodes keep serving while others are replaced, as AWS rounds.
+    #[serde(default = "ninety")]
+    pub min_healthy_percent: u32,
+    /// Nodes that do not work, of all groups together.
+    #[serde(default = "six")]
+    pub replacements_per_hour: u32,
+    /// For so long a node may be in trouble, silent or not heard at all before it is replaced.
+    #[serde(default = "ten_minutes")]
+    pub node_patience_secs: u64,
     /// Exactly one of the two says where instances are placed.
     #[serde(default)]
     pub subnets: Vec<String>,
     #[serde(default)]
     pub availability_zones: Vec<String>,
+}
+
+fn ninety() -> u32 {
+    90
+}
+
+fn six() -> u32 {
+    6
+}
+
+fn ten_minutes() -> u64 {
+    600
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -54,7 +76,7 @@ impl fmt::Display for NamePrefix {
 }
 
 /// A numeric version: with `$Latest` a new version would slip in unchecked.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchTemplate {
     pub name: String,
@@ -111,6 +133,9 @@ impl Guardrails {
         if guardrails.subnets.is_empty() == guardrails.availability_zones.is_empty() {
             let why = "give either subnets or availability_zones";
             return Err(NoGuardrails(why.to_owned()));
+        }
+        if guardrails.min_healthy_percent > 100 {
+            return Err(NoGuardrails("min_healthy_percent is more than 100".to_owned()));
         }
         Ok(guardrails)
     }
@@ -172,6 +197,10 @@ mod tests {
             (SAMPLE.replace("nodes_total_max = 60", "nodes_totalmax = 60"), "nodes_totalmax"),
             (SAMPLE.replace("outstation-\"", "out:station\""), "name_prefix"),
             (SAMPLE.replace("[\"eu-central-1a\"]", "[]"), "either subnets or"),
+            (
+                SAMPLE.replace("destroy", "min_healthy_percent = 101\ndestroy"),
+                "min_healthy_percent",
+            ),
             ("not toml".to_owned(), "expected"),
         ] {
             let NoGuardrails(why) = Guardrails::parse(&broken).expect_err(words);

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
-use outstation_protocol::model::GroupSpec;
+use outstation_protocol::model::{GroupSpec, Target};
 use outstation_protocol::order::Intent;
 use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::guardrails::{DestroyPolicy, DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
 use super::ledger::Accepted;
+use super::refresh::{Image, Refresh, RefreshState, Rolling, rolling};
+use super::scaling::Policy;
 
 pub const TAG_TENANT: &str = "outstation:tenant";
 pub const TAG_GROUP: &str = "outstation:group";
@@ -27,7 +29,10 @@ pub struct ObservedGroup {
     pub min: u32,
     pub max: u32,
     pub desired: u32,
+    /// Our scaling policy, when policies were last read.
+    pub policy: Option<Policy>,
     pub launch_template: Option<LaunchTemplate>,
+    pub image: Image,
     pub tags: BTreeMap<String, String>,
     pub instances: BTreeMap<InstanceId, ObservedInstance>,
     /// AWS is deleting it already.
@@ -42,17 +47,19 @@ pub struct ObservedInstance {
 }
 
 impl ObservedGroup {
-    /// Nodes that it has or is getting.
+    /// Nodes that it has, is getting or may get without us.
     fn size(&self) -> u64 {
-        u64::from(self.desired).max(self.instances.len() as u64)
+        u64::from(self.desired.max(self.max)).max(self.instances.len() as u64)
     }
 
     pub fn created(shape: &Shape) -> ObservedGroup {
         ObservedGroup {
-            min: shape.nodes,
-            max: shape.nodes,
-            desired: shape.nodes,
+            min: shape.min,
+            max: shape.max,
+            desired: shape.min,
+            policy: None,
             launch_template: Some(shape.launch_template.clone()),
+            image: Image::default(),
             tags: shape.tags.clone(),
             instances: BTreeMap::new(),
             deleting: false,
@@ -63,12 +70,34 @@ impl ObservedGroup {
     pub fn done(&mut self, action: &Action) {
         match action {
             Action::Create(_) | Action::Delete { .. } => {}
-            Action::Resize { .. } | Action::DrainToZero { .. } => {
-                let nodes = action.nodes().unwrap_or(0);
-                (self.min, self.max, self.desired) = (nodes, nodes, nodes);
+            Action::Resize { min, max, desired, .. } => {
+                let desired = desired.unwrap_or(self.desired).clamp(*min, *max);
+                (self.min, self.max, self.desired) = (*min, *max, desired);
             }
+            Action::DrainToZero { .. } => (self.min, self.max, self.desired) = (0, 0, 0),
+            Action::Track { target, .. } => self.policy = Some(Policy::Tracks(target.clone())),
+            Action::TrackNothing { .. } => self.policy = None,
             Action::UseTemplate { launch_template, .. } => {
                 self.launch_template = Some(launch_template.clone());
+            }
+            Action::StartRefresh { launch_template, .. } => {
+                self.image.refresh = Some(Refresh {
+                    state: RefreshState::UnderWay,
+                    launch_template: Some(launch_template.clone()),
+                    percent: 0,
+                    to_update: u32::try_from(self.instances.len()).unwrap_or(u32::MAX),
+                    reason: None,
+                });
+            }
+            Action::CancelRefresh { .. } => {
+                if let Some(refresh) = &mut self.image.refresh {
+                    refresh.state = RefreshState::Cancelling;
+                }
+            }
+            Action::Replace { instance, .. } => {
+                if let Some(instance) = self.instances.get_mut(instance) {
+                    instance.healthy = false;
+                }
             }
             Action::Tag { tags, .. } => self.tags.extend(tags.clone()),
         }
@@ -85,7 +114,10 @@ impl ObservedInstance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     pub asg_name: String,
-    pub nodes: u32,
+    pub min: u32,
+    pub max: u32,
+    /// What AWS keeps between the two; without one both are the same, and so is the desired count.
+    pub target: Option<Target>,
     pub launch_template: LaunchTemplate,
     pub tags: BTreeMap<String, String>,
     pub subnets: Vec<String>,
@@ -96,13 +128,39 @@ pub struct Shape {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Create(Shape),
+    /// Without `desired` that is the autoscaler's business.
     Resize {
         asg_name: String,
-        nodes: u32,
+        min: u32,
+        max: u32,
+        desired: Option<u32>,
+    },
+    Track {
+        asg_name: String,
+        target: Target,
+    },
+    TrackNothing {
+        asg_name: String,
     },
     UseTemplate {
         asg_name: String,
         launch_template: LaunchTemplate,
+    },
+    /// Every instance is replaced that is not of this template, within the healthy share.
+    StartRefresh {
+        asg_name: String,
+        launch_template: LaunchTemplate,
+        min_healthy_percent: u32,
+    },
+    CancelRefresh {
+        asg_name: String,
+    },
+    /// A node that does not work is called unhealthy: AWS drains it and launches another.
+    Replace {
+        instance: InstanceId,
+        why: String,
+        /// Its number in the account's count of replacements.
+        number: u64,
     },
     /// The generation is among the tags, so they go last: until then the change is not done.
     Tag {
@@ -119,13 +177,41 @@ pub enum Action {
 }
 
 impl Action {
-    /// The number of nodes that it asks for.
+    fn is_about_image(&self) -> bool {
+        matches!(self, Action::StartRefresh { .. } | Action::CancelRefresh { .. })
+    }
+
+    /// The most nodes that it may lead to.
     pub fn nodes(&self) -> Option<u32> {
         match self {
-            Action::Create(shape) => Some(shape.nodes),
-            Action::Resize { nodes, .. } => Some(*nodes),
+            Action::Create(shape) => Some(shape.max),
+            Action::Resize { max, .. } => Some(*max),
             Action::DrainToZero { .. } | Action::Delete { .. } => Some(0),
-            Action::UseTemplate { .. } | Action::Tag { .. } => None,
+            Action::Track { .. }
+            | Action::TrackNothing { .. }
+            | Action::UseTemplate { .. }
+            | Action::StartRefresh { .. }
+            | Action::CancelRefresh { .. }
+            | Action::Replace { .. }
+            | Action::Tag { .. } => None,
+        }
+    }
+
+    /// What there may be of them without it.
+    fn nodes_before(&self, observed: Option<&ObservedGroup>) -> u32 {
+        match self {
+            Action::Resize { desired: None, .. } => observed.map_or(0, |group| group.max),
+            Action::Create(_)
+            | Action::Resize { desired: Some(_), .. }
+            | Action::Track { .. }
+            | Action::TrackNothing { .. }
+            | Action::UseTemplate { .. }
+            | Action::StartRefresh { .. }
+            | Action::CancelRefresh { .. }
+            | Action::Replace { .. }
+            | Action::Tag { .. }
+            | Action::DrainToZero { .. }
+            | Action::Delete { .. } => observed.map_or(0, |group| group.desired),
         }
     }
 }
@@ -136,6 +222,8 @@ pub struct GroupPlan {
     pub held: Vec<Held>,
     /// What differs although nobody ordered it.
     pub drift: Vec<String>,
+    /// Where it stands with an image that is not as wanted.
+    pub rolling: Option<Rolling>,
 }
 
 pub type Plan = BTreeMap<GroupName, GroupPlan>;
@@ -157,7 +245,9 @@ pub fn plan(
                 let others = sizes.iter().filter(|(name, _)| **name != group);
                 let around = Around { link_live, others: others.map(|(_, size)| size).sum() };
                 let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
-                restrain(plan, accepted, observed.get(group), guardrails, around)
+                let mut plan = restrain(plan, accepted, observed.get(group), guardrails, around);
+                plan.held.extend(plan.rolling.as_ref().and_then(Rolling::held));
+                plan
             }
             Err(NoGuardrails(why)) => GroupPlan {
                 held: vec![held(
@@ -209,7 +299,9 @@ fn plan_group(
             GroupPlan { actions, ..GroupPlan::default() }
         }
         (Intent::Apply(spec), None) => {
-            let actions = vec![Action::Create(shape(accepted, spec, guardrails, tenant))];
+            let shape = shape(accepted, spec, guardrails, tenant);
+            let target = shape.target.clone().map(|target| Action::Track { asg_name, target });
+            let actions = [Action::Create(shape)].into_iter().chain(target).collect();
             GroupPlan { actions, ..GroupPlan::default() }
         }
         (Intent::Apply(_), Some(group)) if group.deleting => GroupPlan {
@@ -222,7 +314,7 @@ fn plan_group(
             ..GroupPlan::default()
         },
         (Intent::Apply(spec), Some(group)) => {
-            compare(&shape(accepted, spec, guardrails, tenant), group)
+            compare(&shape(accepted, spec, guardrails, tenant), group, guardrails)
         }
     }
 }
@@ -249,7 +341,9 @@ fn shape(
     }
     Shape {
         asg_name: guardrails.asg_name(&order.group),
-        nodes: spec.scaling.nodes_max(),
+        min: spec.scaling.nodes_min(),
+        max: spec.scaling.nodes_max(),
+        target: spec.scaling.target().cloned(),
         launch_template: guardrails.launch_template.clone(),
         tags,
         subnets: guardrails.subnets.clone(),
@@ -257,23 +351,40 @@ fn shape(
     }
 }
 
-fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
-    let mut plan = GroupPlan::default();
+fn compare(wanted: &Shape, observed: &ObservedGroup, guardrails: &Guardrails) -> GroupPlan {
+    let rolling = rolling(&wanted.launch_template, observed);
+    let mut plan = GroupPlan { rolling, ..GroupPlan::default() };
     let mut differences = Vec::new();
     let asg_name = wanted.asg_name.clone();
-    for (field, is) in [
-        ("min size", observed.min),
-        ("max size", observed.max),
-        ("desired capacity", observed.desired),
+    let (min, max) = (wanted.min, wanted.max);
+    // Between the bounds it is the autoscaler's, and AWS itself keeps it there.
+    let desired = wanted.target.is_none().then_some(max);
+    for (field, wanted, is) in [
+        ("min size", Some(min), observed.min),
+        ("max size", Some(max), observed.max),
+        ("desired capacity", desired, observed.desired),
     ] {
-        if is != wanted.nodes {
-            differences.push(format!("{field} {} -> {is}", wanted.nodes));
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != is) {
+            differences.push(format!("{field} {wanted} -> {is}"));
         }
     }
     if !differences.is_empty() {
-        plan.actions.push(Action::Resize { asg_name: asg_name.clone(), nodes: wanted.nodes });
+        plan.actions.push(Action::Resize { asg_name: asg_name.clone(), min, max, desired });
     }
-    if observed.launch_template.as_ref() != Some(&wanted.launch_template) {
+    let policy = wanted.target.clone().map(Policy::Tracks);
+    if observed.policy != policy {
+        let text = |policy: &Option<Policy>| match policy {
+            Some(policy) => policy.to_string(),
+            None => "none".to_owned(),
+        };
+        differences.push(format!("scaling policy {} -> {}", text(&policy), text(&observed.policy)));
+        let asg_name = asg_name.clone();
+        plan.actions.push(match wanted.target.clone() {
+            Some(target) => Action::Track { asg_name, target },
+            None => Action::TrackNothing { asg_name },
+        });
+    }
+    if plan.rolling == Some(Rolling::Adjust) {
         let is = observed.launch_template.as_ref();
         differences.push(format!(
             "launch template {} version {} -> {}",
@@ -295,7 +406,17 @@ fn compare(wanted: &Shape, observed: &ObservedGroup) -> GroupPlan {
         differences.push(format!("tag {key} {value:?} -> {is:?}"));
     }
     if !tags.is_empty() {
-        plan.actions.push(Action::Tag { asg_name, tags });
+        plan.actions.push(Action::Tag { asg_name: asg_name.clone(), tags });
+    }
+    // Last: new instances have the new tags, and an order does not wait for an image.
+    match &plan.rolling {
+        Some(Rolling::Start) => plan.actions.push(Action::StartRefresh {
+            asg_name,
+            launch_template: wanted.launch_template.clone(),
+            min_healthy_percent: guardrails.min_healthy_percent,
+        }),
+        Some(Rolling::Cancel { .. }) => plan.actions.push(Action::CancelRefresh { asg_name }),
+        Some(Rolling::Adjust | Rolling::UnderWay { .. } | Rolling::Failed { .. }) | None => {}
     }
     let generation = |tags: &BTreeMap<String, String>| tags.get(TAG_GENERATION).cloned();
     if generation(&observed.tags) == generation(&wanted.tags) {
@@ -317,8 +438,11 @@ fn restrain(
     }
     let is_drift = !plan.drift.is_empty();
     if is_drift && guardrails.drift == DriftPolicy::Report {
-        plan.actions.clear();
-        return plan;
+        // The image is what the guardrails themselves say.
+        plan.actions.retain(Action::is_about_image);
+        if plan.actions.is_empty() {
+            return plan;
+        }
     }
     if guardrails.pause {
         plan.actions.clear();
@@ -330,7 +454,7 @@ fn restrain(
         ));
         return plan;
     }
-    let present = observed.map_or(0, |group| group.desired);
+    let running = observed.map_or(0, |group| group.desired);
     plan.actions.retain(|action| {
         // What follows a held action is held with it: the generation's tag must not be early.
         if !plan.held.is_empty() {
@@ -339,9 +463,25 @@ fn restrain(
         let destroys = match action {
             Action::DrainToZero { .. } | Action::Delete { .. } => true,
             Action::Create(_) | Action::Resize { .. } => false,
-            Action::UseTemplate { .. } | Action::Tag { .. } => return true,
+            Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
+                if !around.link_live {
+                    plan.held.push(held(
+                        accepted,
+                        "offline",
+                        "no instance refresh is begun or cancelled without the broker",
+                        "it goes on by itself when the control link is back; one that is under way goes on meanwhile",
+                    ));
+                }
+                return around.link_live;
+            }
+            Action::Track { .. }
+            | Action::TrackNothing { .. }
+            | Action::UseTemplate { .. }
+            | Action::Replace { .. }
+            | Action::Tag { .. } => return true,
         };
         let nodes = action.nodes().unwrap_or(0);
+        let present = action.nodes_before(observed);
         if nodes > guardrails.nodes_per_group_max && nodes > present {
             plan.held.push(held(
                 accepted,
@@ -378,11 +518,11 @@ fn restrain(
             ));
             return false;
         }
-        if (destroys || nodes < present) && !around.link_live {
+        if (destroys || nodes < running) && !around.link_live {
             plan.held.push(held(
                 accepted,
                 "offline",
-                &format!("{present} -> {nodes} nodes: capacity is not lowered without the broker"),
+                &format!("{running} -> {nodes} nodes: capacity is not lowered without the broker"),
                 "it goes on by itself when the control link is back",
             ));
             return false;

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use outstation_protocol::model::Scaling;
+
 use super::*;
 use crate::account::guardrails;
 use crate::account::testing::{group, identity, ledger_of, order, spec};
@@ -15,6 +17,11 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
         min: nodes,
         max: nodes,
         desired: nodes,
+        policy: None,
+        image: Image {
+            templates: [Some(shape.launch_template.clone())].into(),
+            ..Image::default()
+        },
         launch_template: Some(shape.launch_template),
         tags,
         instances: (0..nodes)
@@ -44,11 +51,24 @@ fn words(
         .actions
         .iter()
         .map(|action| match action {
-            Action::Create(shape) => format!("create {} {}", shape.asg_name, shape.nodes),
-            Action::Resize { nodes, .. } => format!("resize {nodes}"),
+            Action::Create(shape) if shape.min == shape.max => {
+                format!("create {} {}", shape.asg_name, shape.max)
+            }
+            Action::Create(Shape { asg_name, min, max, .. }) => {
+                format!("create {asg_name} {min}..{max}")
+            }
+            Action::Resize { desired: Some(nodes), .. } => format!("resize {nodes}"),
+            Action::Resize { min, max, desired: None, .. } => format!("resize {min}..{max}"),
+            Action::Track { target, .. } => format!("track {target}"),
+            Action::TrackNothing { .. } => "track nothing".to_owned(),
             Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
+            Action::StartRefresh { launch_template, min_healthy_percent, .. } => {
+                format!("refresh to {} at {min_healthy_percent} %", launch_template.version)
+            }
+            Action::CancelRefresh { .. } => "cancel the refresh".to_owned(),
+            Action::Replace { instance, .. } => format!("replace {instance}"),
             Action::Tag { tags, .. } => format!("tag {}", tags.len()),
             Action::DrainToZero { .. } => "drain".to_owned(),
             Action::Delete { .. } => "delete".to_owned(),
@@ -206,6 +226,145 @@ fn what_may_not_be_done_is_held_with_its_rule() {
     }
 }
 
+/// Between 2 and 10 nodes at so many percent of CPU.
+fn autoscaled(percent: f64) -> GroupSpec {
+    let percent = percent.try_into().expect("valid");
+    let target = Target::Cpu { percent };
+    GroupSpec { scaling: Scaling::Autoscaling { min_nodes: 2, max_nodes: 10, target }, ..spec(0) }
+}
+
+/// The same as ordered, with so many nodes at present.
+fn as_autoscaled(desired: u32, generation: u64) -> ObservedGroup {
+    let target = autoscaled(60.0).scaling.target().cloned();
+    let policy = target.map(Policy::Tracks);
+    ObservedGroup { min: 2, max: 10, policy, ..as_ordered(desired, generation) }
+}
+
+#[test]
+fn between_its_bounds_a_count_is_the_autoscalers_business() {
+    let rails = guardrails::sample;
+    let mut low = guardrails::sample();
+    low.nodes_per_group_max = 9;
+    let mut report = guardrails::sample();
+    report.drift = DriftPolicy::Report;
+    let with = |change: fn(&mut ObservedGroup)| {
+        let mut observed = as_autoscaled(4, 1);
+        change(&mut observed);
+        Some(observed)
+    };
+    let to = |percent| Intent::Apply(autoscaled(percent));
+    for (name, intent, generation, observed, rails, live, wanted) in [
+        ("new", to(60.0), 1, None, rails(), true, "create outstation-a 2..10; track CPU 60 %"),
+        ("few", to(60.0), 1, Some(as_autoscaled(2, 1)), rails(), true, ""),
+        ("many", to(60.0), 1, Some(as_autoscaled(10, 1)), rails(), true, ""),
+        ("many, offline", to(60.0), 1, Some(as_autoscaled(10, 1)), rails(), false, ""),
+        (
+            "from a fixed number: the count stays",
+            to(60.0),
+            2,
+            Some(as_ordered(5, 1)),
+            rails(),
+            true,
+            "resize 2..10; track CPU 60 %; tag 1",
+        ),
+        (
+            "to a fixed number",
+            Intent::Apply(spec(3)),
+            2,
+            Some(as_autoscaled(4, 1)),
+            rails(),
+            true,
+            "resize 3; track nothing; tag 1",
+        ),
+        (
+            "to a fixed number, offline",
+            Intent::Apply(spec(3)),
+            2,
+            Some(as_autoscaled(4, 1)),
+            rails(),
+            false,
+            "held by offline",
+        ),
+        ("another target", to(50.0), 2, with(|_| ()), rails(), true, "track CPU 50 %; tag 1"),
+        (
+            "bounds moved by hand",
+            to(60.0),
+            1,
+            with(|o| (o.min, o.max) = (0, 20)),
+            rails(),
+            true,
+            "resize 2..10; drift min size 2 -> 0; drift max size 10 -> 20",
+        ),
+        (
+            "the policy removed by hand",
+            to(60.0),
+            1,
+            with(|o| o.policy = None),
+            rails(),
+            true,
+            "track CPU 60 %; drift scaling policy CPU 60 % -> none",
+        ),
+        (
+            "the policy changed by hand, only reported",
+            to(60.0),
+            1,
+            with(|o| o.policy = Some(Policy::Other("CPU 60 %, disabled".to_owned()))),
+            report,
+            true,
+            "drift scaling policy CPU 60 % -> CPU 60 %, disabled",
+        ),
+        (
+            "the ceiling is held against the most, not the present count",
+            to(60.0),
+            2,
+            Some(as_ordered(3, 1)),
+            low.clone(),
+            true,
+            "held by nodes_per_group_max",
+        ),
+        (
+            "above the ceiling already, but a smaller most",
+            to(60.0),
+            2,
+            with(|o| (o.min, o.max) = (2, 20)),
+            low,
+            true,
+            "resize 2..10; tag 1",
+        ),
+        (
+            "a most below the present count lowers capacity",
+            to(60.0),
+            2,
+            with(|o| (o.min, o.max, o.desired) = (2, 20, 15)),
+            rails(),
+            false,
+            "held by offline",
+        ),
+        ("its end", Intent::Destroy, 2, Some(as_autoscaled(4, 1)), rails(), true, "drain"),
+    ] {
+        assert_eq!(words(intent, generation, observed, rails, live), wanted, "{name}");
+    }
+}
+
+/// `nodes_total_max` is 60: what may grow by itself counts with what it may grow to.
+#[test]
+fn an_autoscaled_group_takes_the_room_of_its_most() {
+    let mut observed = Observed::from([(group("a"), as_autoscaled(2, 1))]);
+    let check = |observed: &Observed, wanted: u32| {
+        let orders = [
+            order("a", 1, None, Intent::Apply(autoscaled(60.0))),
+            order("b", 1, None, Intent::Apply(spec(wanted))),
+        ];
+        let mut rails = guardrails::sample();
+        rails.nodes_per_group_max = 60;
+        let plans = plan(&ledger_of(&orders), observed, &Ok(rails), &identity().tenant, true);
+        plans[&group("b")].held.is_empty()
+    };
+    assert!(check(&observed, 50) && !check(&observed, 51));
+    observed.clear();
+    assert!(check(&observed, 50) && !check(&observed, 51), "also before it is there");
+}
+
 #[test]
 fn a_group_that_nobody_ordered_is_left_alone() {
     let observed: Observed = [(group("stranger"), as_ordered(3, 1))].into();
@@ -282,4 +441,97 @@ fn what_was_done_is_planned_no_second_time() {
     let [Action::Create(shape)] = &created[..] else { panic!("{created:?}") };
     let observed = Observed::from([(group("a"), ObservedGroup::created(shape))]);
     assert_eq!(next(&observed), []);
+}
+
+#[test]
+fn a_new_image_is_rolled_out_last_and_never_offline() {
+    let with_version = |version: u64| {
+        let mut rails = guardrails::sample();
+        rails.launch_template.version = version;
+        rails
+    };
+    let refreshing = |status: &str, version: u64| {
+        let mut observed = as_ordered(3, 1);
+        let launch_template = LaunchTemplate { version, ..guardrails::sample().launch_template };
+        observed.image.refresh = Some(Refresh {
+            state: RefreshState::of(status),
+            launch_template: Some(launch_template),
+            percent: 10,
+            to_update: 2,
+            reason: None,
+        });
+        observed
+    };
+    let mut paused = with_version(2);
+    paused.pause = true;
+    let mut report = with_version(2);
+    report.drift = DriftPolicy::Report;
+    let mut drifted = as_ordered(3, 1);
+    drifted.max = 5;
+    for (name, nodes, observed, rails, live, wanted) in [
+        ("begun", 3, as_ordered(3, 1), with_version(2), true, "refresh to 2 at 90 %"),
+        (
+            "with an order",
+            5,
+            as_ordered(3, 1),
+            with_version(2),
+            true,
+            "resize 5; tag 1; refresh to 2 at 90 %",
+        ),
+        ("offline", 3, as_ordered(3, 1), with_version(2), false, "held by offline"),
+        ("paused", 3, as_ordered(3, 1), paused, true, "held by pause"),
+        (
+            "drift is only reported, the image is rolled out",
+            3,
+            drifted,
+            report,
+            true,
+            "refresh to 2 at 90 %; drift max size 3 -> 5",
+        ),
+        ("under way", 3, refreshing("InProgress", 2), with_version(2), true, ""),
+        (
+            "under way, and a new order",
+            5,
+            refreshing("InProgress", 2),
+            with_version(2),
+            true,
+            "resize 5; tag 1",
+        ),
+        (
+            "another one is wanted",
+            3,
+            refreshing("InProgress", 2),
+            with_version(3),
+            true,
+            "cancel the refresh",
+        ),
+        (
+            "rolled back, not again",
+            3,
+            refreshing("RollbackSuccessful", 2),
+            with_version(2),
+            true,
+            "held by instance_refresh",
+        ),
+        (
+            "rolled back, and a new order",
+            5,
+            refreshing("RollbackSuccessful", 2),
+            with_version(2),
+            true,
+            "resize 5; tag 1; held by instance_refresh",
+        ),
+        (
+            "rolled back, a better one",
+            3,
+            refreshing("RollbackSuccessful", 2),
+            with_version(3),
+            true,
+            "refresh to 3 at 90 %",
+        ),
+    ] {
+        let (generation, order) = if nodes == 3 { (1, spec(3)) } else { (2, spec(nodes)) };
+        let got = words(Intent::Apply(order), generation, Some(observed), rails, live);
+        assert_eq!(got, wanted, "{name}");
+    }
 }

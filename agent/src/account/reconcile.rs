@@ -2,6 +2,7 @@
 //! blocks another; a call that failed is repeated with a growing delay.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,14 @@ use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
+use super::entry::entering;
+use super::images::Images;
 use super::journal::record::Event;
 use super::ledger::Accepted;
+use super::look::Eyes;
 use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
 use super::recall::{Known, status_as_it_is};
+use super::replacements::{self, Facts, FirstSeen, History, Replaced};
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
 
@@ -50,8 +55,11 @@ pub struct Reconciler {
     aws: Aws,
     /// Spreads retries; seeded by whoever makes it, so that a simulation repeats itself.
     jitter: StdRng,
+    eyes: Eyes,
     memories: BTreeMap<GroupName, Memory>,
     backoffs: BTreeMap<GroupName, Backoff>,
+    images: Images,
+    first_seen: FirstSeen,
     /// Looks in a row that failed.
     failures: u32,
     /// Looks in a row that showed nothing new while something was still to come.
@@ -61,7 +69,18 @@ pub struct Reconciler {
 impl Reconciler {
     pub fn new(shared: Arc<Shared>, aws: Aws, jitter: StdRng) -> Reconciler {
         let (memories, backoffs) = (BTreeMap::new(), BTreeMap::new());
-        Reconciler { shared, aws, jitter, memories, backoffs, failures: 0, unchanged: 0 }
+        Reconciler {
+            shared,
+            aws,
+            jitter,
+            eyes: Eyes::default(),
+            memories,
+            backoffs,
+            images: Images::default(),
+            first_seen: FirstSeen::default(),
+            failures: 0,
+            unchanged: 0,
+        }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -107,7 +126,9 @@ impl Reconciler {
         let guardrails = self.shared.refresh_guardrails();
         let mut observed = match &guardrails {
             Ok(guardrails) => {
-                let observed = self.aws.observe(&self.shared.identity.tenant, guardrails).await?;
+                let mut observed = self.eyes.look(&self.aws, &self.shared, guardrails).await?;
+                self.images.look(&self.aws, &mut observed, guardrails).await;
+                self.first_seen.look(&observed, self.shared.clock.unix_secs());
                 self.shared.vitals.note_look(self.shared.clock.unix_secs(), None);
                 lock(&self.shared.observed).clone_from(&observed);
                 self.shared.update_registry(|registry| registry.forget_missing(&observed));
@@ -123,6 +144,7 @@ impl Reconciler {
         for (group, plan) in &plans {
             self.act(group, &known, plan, &mut observed).await;
         }
+        self.let_in(&plans, &observed).await;
         let seen = lock(&self.shared.observed).clone();
         Ok(self.tell(&known, &plans, &seen))
     }
@@ -133,6 +155,18 @@ impl Reconciler {
         let live = *self.shared.link_live.borrow();
         let tenant = &self.shared.identity.tenant;
         let mut plans = plan(&known.accepted, observed, &guardrails, tenant, live);
+        if let Ok(guardrails) = &guardrails {
+            let folder = replacements_folder(&self.shared);
+            let history = History::read(&folder, guardrails.replacements_per_hour);
+            let facts = Facts {
+                observed,
+                registry: &self.shared.registry(),
+                first_seen: &self.first_seen,
+                history: &history.map_err(|error| error.to_string()),
+                now_unix_secs: self.shared.clock.unix_secs(),
+            };
+            replacements::add(&mut plans, &facts, guardrails);
+        }
         known.hold(&mut plans);
         plans
     }
@@ -163,6 +197,7 @@ impl Reconciler {
                 self.shared.look.notify_one();
                 return;
             }
+            self.eyes.changed();
             let done = perform(&self.shared, &self.aws, group, accepted, action).await;
             let memory = self.memories.entry(group.clone()).or_default();
             if let Err(failure) = done {
@@ -178,7 +213,16 @@ impl Reconciler {
                 Action::Create(shape) => {
                     observed.insert(group.clone(), ObservedGroup::created(shape));
                 }
+                Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
+                    self.images.forget(group);
+                    if let Some(group) = observed.get_mut(group) {
+                        group.done(action);
+                    }
+                }
                 Action::Resize { .. }
+                | Action::Track { .. }
+                | Action::TrackNothing { .. }
+                | Action::Replace { .. }
                 | Action::UseTemplate { .. }
                 | Action::Tag { .. }
                 | Action::DrainToZero { .. }
@@ -195,6 +239,20 @@ impl Reconciler {
         self.backoffs.remove(group);
         // What was just done shows at the next look.
         self.shared.look.notify_one();
+    }
+
+    /// Launched instances whose node is far enough, or that nothing keeps waiting, enter service.
+    async fn let_in(&self, plans: &Plan, observed: &Observed) {
+        for (group, observed) in observed {
+            let rolling = plans.get(group).and_then(|plan| plan.rolling.as_ref());
+            let entering = entering(observed, rolling, &self.shared.registry());
+            let Some(asg_name) = self.shared.asg_name(group) else { continue };
+            for instance in entering {
+                if let Err(error) = self.aws.complete_launch(&asg_name, &instance).await {
+                    tracing::warn!(%group, %instance, %error, "its launch is not completed; the next look tries again");
+                }
+            }
+        }
     }
 
     /// Tells what every group looks like.
@@ -283,6 +341,12 @@ async fn perform(
         }
         Err(error) => return Err(held(error.to_string())),
     }
+    if let Action::Replace { instance, number, .. } = action {
+        let at_unix_secs = shared.clock.unix_secs();
+        let replaced = Replaced { instance: instance.clone(), at_unix_secs };
+        let noted = replacements::note(&replacements_folder(shared), *number, &replaced);
+        noted.map_err(|error| held(format!("the replacement cannot be counted: {error}")))?;
+    }
     tracing::info!(%group, generation = %accepted.order.generation,
         digest = accepted.digest.short(), ?action, "apply");
     shared.note(|| Event::Action {
@@ -292,6 +356,10 @@ async fn perform(
         action: format!("{action:?}").chars().take(ACTION_CHARS_MAX).collect(),
     });
     aws.apply(action).await.map_err(CallError::into_held)
+}
+
+fn replacements_folder(shared: &Shared) -> PathBuf {
+    shared.config.store.join("state").join("replacements")
 }
 
 fn answers_of(

@@ -31,7 +31,10 @@ pub struct NodeRecord {
     #[serde(skip)]
     seen_on_aws: bool,
     /// When its last session ended, while it has none.
-    lost_at_unix_secs: Option<u64>,
+    pub(super) lost_at_unix_secs: Option<u64>,
+    /// It has served at some time: then its trouble is not its code's.
+    #[serde(default)]
+    pub(super) was_ready: bool,
 }
 
 /// A node without a session keeps its endpoint for so long: its server outlives its agent, and
@@ -89,6 +92,7 @@ impl Registry {
             gone_from_aws: false,
             seen_on_aws: false,
             lost_at_unix_secs: None,
+            was_ready: false,
         });
         node.group = group;
         node.session = Some(session);
@@ -121,6 +125,7 @@ impl Registry {
             node.since_unix_secs = now_unix_secs;
         }
         node.phase = state.phase;
+        node.was_ready |= state.phase == NodePhase::Ready;
         node.endpoint = endpoint;
         node.artifacts = state.artifacts;
         node.reason = state.reason.map(|reason| reason.chars().take(300).collect());
@@ -183,6 +188,10 @@ impl Registry {
 
     pub fn has_nodes_of(&self, group: &GroupName) -> bool {
         self.nodes.values().any(|node| node.group == *group)
+    }
+
+    pub fn is_anybody_heard(&self) -> bool {
+        self.nodes.values().any(|node| node.session.is_some())
     }
 
     pub fn get(&self, instance: &InstanceId) -> Option<&NodeRecord> {
@@ -380,7 +389,9 @@ mod tests {
                 min: 2,
                 max: 2,
                 desired: 2,
+                policy: None,
                 launch_template: None,
+                image: Default::default(),
                 tags: BTreeMap::new(),
                 instances: instances.iter().map(|n| (instance(*n), running.clone())).collect(),
                 deleting: false,

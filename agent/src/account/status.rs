@@ -1,6 +1,7 @@
 //! What is told of a group: phase, counts and reasons. Pure.
 
 use outstation_protocol::ids::{Digest, Generation, GroupName};
+use outstation_protocol::model::Scaling;
 use outstation_protocol::order::Intent;
 use outstation_protocol::status::{
     DRIFT_ENTRIES_MAX, Drift, GroupPhase, GroupStatus, Held, NODE_ENTRIES_MAX, NodePhase,
@@ -9,6 +10,7 @@ use outstation_protocol::status::{
 
 use super::ledger::Accepted;
 use super::plan::{Action, GroupPlan, ObservedGroup};
+use super::refresh::Rolling;
 
 /// What the reconciler remembers of a group from one look to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,8 +50,12 @@ pub fn assess(
     now_unix_secs: u64,
 ) -> (GroupStatus, Option<Digest>) {
     let (desired_nodes, bundle) = match &accepted.order.intent {
-        Intent::Apply(spec) => (spec.scaling.nodes_max(), Some(spec.bundle)),
+        Intent::Apply(spec) => (nodes_wanted(&spec.scaling, observed), Some(spec.bundle)),
         Intent::Destroy => (0, None),
+    };
+    let is_autoscaled = match &accepted.order.intent {
+        Intent::Apply(spec) => spec.scaling.target().is_some(),
+        Intent::Destroy => false,
     };
     let observed_nodes = observed.map_or(0, |group| count(group.instances.len()));
     let ready = |node: &&NodeStatus| node.phase == NodePhase::Ready && node.bundle == bundle;
@@ -59,9 +65,11 @@ pub fn assess(
 
     let done = plan.actions.is_empty()
         && plan.drift.is_empty()
+        && plan.rolling.is_none()
         && held.is_empty()
-        && observed_nodes == desired_nodes
-        && ready_nodes == desired_nodes;
+        && ready_nodes == desired_nodes
+        // While it scales in there are more, which drain.
+        && (observed_nodes == desired_nodes || is_autoscaled);
     let (phase, reason) = match &accepted.order.intent {
         Intent::Destroy if observed.is_none() && held.is_empty() => {
             (GroupPhase::Deleted, "deleted".to_owned())
@@ -75,7 +83,7 @@ pub fn assess(
         Intent::Apply(_) if done => {
             (GroupPhase::Ready, format!("{ready_nodes} of {desired_nodes} nodes ready"))
         }
-        Intent::Apply(_) => unfinished(accepted, plan, observed, &held, memory, || {
+        Intent::Apply(_) => unfinished(accepted, plan, observed, &held, memory, &nodes, || {
             describe_nodes(ready_nodes, desired_nodes, observed_nodes, &nodes)
         }),
     };
@@ -105,32 +113,75 @@ pub fn assess(
     (status, converged)
 }
 
+/// For an autoscaled group that is what AWS has made of it, between its bounds.
+fn nodes_wanted(scaling: &Scaling, observed: Option<&ObservedGroup>) -> u32 {
+    match scaling {
+        Scaling::Provisioned { desired_nodes } => *desired_nodes,
+        Scaling::Autoscaling { min_nodes, max_nodes, .. } => {
+            observed.map_or(*min_nodes, |group| group.desired.clamp(*min_nodes, *max_nodes))
+        }
+    }
+}
+
+/// The autoscaler has changed its mind, and nothing is wrong but that nodes are on their way.
+fn is_scaling(accepted: &Accepted, plan: &GroupPlan, nodes: &[NodeStatus]) -> bool {
+    let autoscaled = match &accepted.order.intent {
+        Intent::Apply(spec) => spec.scaling.target().is_some(),
+        Intent::Destroy => false,
+    };
+    autoscaled
+        && plan.drift.is_empty()
+        && nodes.iter().all(|node| node.phase != NodePhase::Unhealthy)
+}
+
 fn unfinished(
     accepted: &Accepted,
     plan: &GroupPlan,
     observed: Option<&ObservedGroup>,
     held: &[Held],
     memory: &Memory,
+    statuses: &[NodeStatus],
     nodes: impl Fn() -> String,
 ) -> (GroupPhase, String) {
     if memory.failure.is_some() {
         let message = held.last().map_or(String::new(), |held| held.message.clone());
         return (GroupPhase::Error, message);
     }
+    let told = plan.rolling.as_ref().map(Rolling::told);
+    if let Some(Rolling::UnderWay { .. } | Rolling::Failed { .. }) = &plan.rolling
+        && let Some(told) = told
+    {
+        return told;
+    }
     if let Some(held) = held.first() {
         let phase = if observed.is_some() { GroupPhase::Updating } else { GroupPhase::Pending };
         return (phase, format!("held: {}", held.message));
+    }
+    if let Some(told) = told {
+        return told;
     }
     if observed.is_none() {
         return (GroupPhase::Creating, "the AutoScaling group is being created".to_owned());
     }
     let underway = plan.actions.iter().any(|action| match action {
-        Action::Resize { .. } | Action::UseTemplate { .. } | Action::Tag { .. } => true,
-        Action::Create(_) | Action::DrainToZero { .. } | Action::Delete { .. } => false,
+        Action::Resize { .. }
+        | Action::Track { .. }
+        | Action::TrackNothing { .. }
+        | Action::UseTemplate { .. }
+        | Action::Tag { .. } => true,
+        Action::Create(_)
+        | Action::DrainToZero { .. }
+        | Action::Delete { .. }
+        | Action::StartRefresh { .. }
+        | Action::CancelRefresh { .. }
+        | Action::Replace { .. } => false,
     });
     match memory.converged {
         Some(generation) if generation == accepted.order.generation => {
             let drift = plan.drift.join(", ");
+            if is_scaling(accepted, plan, statuses) {
+                return (GroupPhase::Updating, format!("scaling: {}", nodes()));
+            }
             let reason = if drift.is_empty() { nodes() } else { format!("drift: {drift}") };
             (GroupPhase::Degraded, reason)
         }
@@ -180,7 +231,9 @@ mod tests {
             min: 3,
             max: 3,
             desired: 3,
+            policy: None,
             launch_template: None,
+            image: Default::default(),
             tags: BTreeMap::new(),
             instances: (0..instances)
                 .map(|n| {

@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use outstation_protocol::model::{EnvironmentRef, GroupKind, GroupSpec, Scaling};
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::{
-    AccountId, DataPlane, Digest, EnvironmentName, Generation, GroupName, Region, TenantId,
+    AccountId, DataPlane, Digest, EnvironmentName, Generation, GroupName, InstanceId, Region,
+    TenantId,
 };
 
 use super::judge::Identity;
 use super::ledger::Accepted;
+use super::plan::{ObservedGroup, ObservedInstance};
+use super::refresh::Image;
 
 pub fn group(name: &str) -> GroupName {
     GroupName::try_from(name).expect("a valid name")
@@ -61,6 +64,26 @@ pub fn accepted(order: &Order) -> Accepted {
 
 pub fn ledger_of(orders: &[Order]) -> BTreeMap<GroupName, Accepted> {
     orders.iter().map(|order| (order.group.clone(), accepted(order))).collect()
+}
+
+pub fn instance(n: u32) -> InstanceId {
+    InstanceId::try_from(format!("i-{n:08x}")).expect("valid")
+}
+
+/// So many nodes, all in service.
+pub fn observed(nodes: u32) -> ObservedGroup {
+    let in_service = || ObservedInstance { lifecycle: "InService".to_owned(), healthy: true };
+    ObservedGroup {
+        min: nodes,
+        max: nodes,
+        desired: nodes,
+        policy: None,
+        launch_template: None,
+        image: Image::default(),
+        tags: BTreeMap::new(),
+        instances: (0..nodes).map(|n| (instance(n), in_service())).collect(),
+        deleting: false,
+    }
 }
 
 pub fn temporary_folder() -> tempfile::TempDir {

@@ -7,10 +7,11 @@ use time::OffsetDateTime;
 
 use super::activity::{Activity, ActivityId, ActivityStatus, at};
 use super::group::{
-    Group, Instance, Lifecycle, Machine, Placement, TerminationPolicy, Transition, Waiting,
+    Group, Instance, Lifecycle, Machine, Placement, TerminationPolicy, Transition, Waiting, Warmed,
 };
 use super::tags::launch_obstacle;
-use super::{Effect, InstanceId, World};
+use super::warm_pool::PoolState;
+use super::{Effect, InstanceId, World, refresh};
 
 /// Pause after the n-th failed launch in a row: doubling from one second, at most a minute, as a broken template
 /// would otherwise launch as fast as the model ticks.
@@ -24,18 +25,40 @@ pub(super) struct Going {
     pub skip_hooks: bool,
 }
 
+/// Where a new instance belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Into {
+    Group,
+    WarmPool,
+}
+
 /// Starts one instance where the group has fewest, or records why it cannot.
-pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) {
+pub(super) fn launch(group: &mut Group, world: &mut World, into: Into, now: OffsetDateTime) {
     let from = group.capacity();
-    let cause = format!(
-        "At {} an instance was started in response to a difference between desired and actual capacity, increasing the capacity from {from} to {}.",
-        at(now),
-        from + 1
-    );
+    let (description, cause, lifecycle) = match into {
+        Into::Group => (
+            "Launching a new EC2 instance",
+            format!(
+                "{}At {} an instance was started in response to a difference between desired and actual capacity, increasing the capacity from {from} to {}.",
+                group.scaling_cause.as_deref().unwrap_or_default(),
+                at(now),
+                from + 1
+            ),
+            Lifecycle::Pending,
+        ),
+        Into::WarmPool => (
+            "Launching a new EC2 instance into warm pool",
+            format!(
+                "At {} an instance was started in response to a difference between the desired and actual size of the warm pool.",
+                at(now)
+            ),
+            Lifecycle::Warmed(Warmed::Pending),
+        ),
+    };
     let activity = ActivityId(world.ids.uuid());
     let tags = group.tags.iter().filter(|(_, tag)| tag.propagate);
     let obstacle = tags.clone().find_map(|(key, _)| launch_obstacle(key));
-    let template = world.resolve(&group.template);
+    let template = world.resolve(refresh::launch_template(group));
     let (template, address) = match (obstacle, template, world.take_address()) {
         (None, Ok(template), Some(address)) => (template, address),
         (obstacle, template, address) => {
@@ -47,15 +70,7 @@ pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) 
             }
             group.launches.failures += 1;
             group.launches.not_before = Some(now + launch_pause(group.launches.failures));
-            record(
-                group,
-                &activity,
-                "Launching a new EC2 instance",
-                cause,
-                None,
-                ActivityStatus::Failed,
-                now,
-            );
+            record(group, &activity, description, cause, None, ActivityStatus::Failed, now);
             group.end_activity(&activity, ActivityStatus::Failed, Some(message), now);
             return;
         }
@@ -69,7 +84,7 @@ pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) 
     record(
         group,
         &activity,
-        &format!("Launching a new EC2 instance: {id}"),
+        &format!("{description}: {id}"),
         cause,
         Some(&placement),
         ActivityStatus::PreInService,
@@ -85,7 +100,8 @@ pub(super) fn launch(group: &mut Group, world: &mut World, now: OffsetDateTime) 
         tags,
         protected: group.new_instances_protected,
         healthy: true,
-        lifecycle: Lifecycle::Pending,
+        lifecycle,
+        pool: group.warm_pool.as_ref().map_or(PoolState::Stopped, |pool| pool.state),
         machine: Machine::Booting { at: now + world.config.boot_delay },
         credentials,
         activity,
@@ -101,10 +117,16 @@ pub(super) fn begin_terminate(
     going: Going,
     now: OffsetDateTime,
 ) -> Option<ActivityId> {
-    let instance = group.instances.get(id).filter(|instance| instance.lifecycle.counts())?;
+    let instance = group.instances.get(id).filter(|instance| !instance.lifecycle.is_leaving())?;
+    let is_warmed = matches!(instance.lifecycle, Lifecycle::Warmed(_));
     let launching = match instance.lifecycle {
-        Lifecycle::Pending | Lifecycle::PendingWait(_) => Some(instance.activity.clone()),
-        Lifecycle::InService { .. }
+        Lifecycle::Pending
+        | Lifecycle::PendingWait(_)
+        | Lifecycle::Warmed(Warmed::Pending | Warmed::PendingWait(_)) => {
+            Some(instance.activity.clone())
+        }
+        Lifecycle::Warmed(_)
+        | Lifecycle::InService { .. }
         | Lifecycle::Terminating
         | Lifecycle::TerminatingWait(_)
         | Lifecycle::TerminatingProceed => None,
@@ -145,9 +167,11 @@ pub(super) fn begin_terminate(
     );
     let instance = group.instances.get_mut(id)?;
     instance.activity = activity.clone();
-    instance.lifecycle = match waiting {
-        Some(waiting) => Lifecycle::TerminatingWait(waiting),
-        None => Lifecycle::Terminating,
+    instance.lifecycle = match (waiting, is_warmed) {
+        (Some(waiting), false) => Lifecycle::TerminatingWait(waiting),
+        (None, false) => Lifecycle::Terminating,
+        (Some(waiting), true) => Lifecycle::Warmed(Warmed::TerminatingWait(waiting)),
+        (None, true) => Lifecycle::Warmed(Warmed::Terminating),
     };
     let facts = world.facts(instance);
     if matches!(instance.machine, Machine::Starting { .. } | Machine::Running) {
@@ -161,11 +185,26 @@ pub(super) fn discard_hooks(group: &mut Group, world: &mut World, now: OffsetDat
     let ids: Vec<InstanceId> = group.instances.keys().cloned().collect();
     for id in ids {
         let cause = format!("At {} the AutoScalingGroup was deleted with force.", at(now));
-        begin_terminate(group, world, &id, Going { cause, skip_hooks: true }, now);
-        if let Some(instance) = group.instances.get_mut(&id)
-            && let Lifecycle::TerminatingWait(_) = instance.lifecycle
-        {
-            instance.lifecycle = Lifecycle::TerminatingProceed;
+        discard(group, world, &id, cause, now);
+    }
+}
+
+/// One instance goes at once, whatever it waits for.
+pub(super) fn discard(
+    group: &mut Group,
+    world: &mut World,
+    id: &InstanceId,
+    cause: String,
+    now: OffsetDateTime,
+) {
+    begin_terminate(group, world, id, Going { cause, skip_hooks: true }, now);
+    if let Some(instance) = group.instances.get_mut(id) {
+        match instance.lifecycle {
+            Lifecycle::TerminatingWait(_) => instance.lifecycle = Lifecycle::TerminatingProceed,
+            Lifecycle::Warmed(Warmed::TerminatingWait(_)) => {
+                instance.lifecycle = Lifecycle::Warmed(Warmed::TerminatingProceed);
+            }
+            _ => {}
         }
     }
 }
@@ -221,7 +260,7 @@ fn emptiest(group: &Group) -> Placement {
         .expect("a group without placement is refused at create")
 }
 
-fn record(
+pub(super) fn record(
     group: &mut Group,
     id: &ActivityId,
     description: &str,

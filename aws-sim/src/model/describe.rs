@@ -149,7 +149,7 @@ fn group_matches(group: &Group, filter: &Filter) -> bool {
 }
 
 /// Cuts a page out of items that come in the order of their keys.
-fn paged<T>(
+pub(super) fn paged<T>(
     items: impl Iterator<Item = (String, T)>,
     page: &Page,
     default: usize,
@@ -167,7 +167,7 @@ fn paged<T>(
     Ok(Paged { items: taken, next_token })
 }
 
-fn page_size(page: &Page, default: usize) -> Result<usize, AwsError> {
+pub(super) fn page_size(page: &Page, default: usize) -> Result<usize, AwsError> {
     match page.records_max {
         None => Ok(default),
         Some(0) => Err(AwsError::constraint(
@@ -184,17 +184,17 @@ fn page_size(page: &Page, default: usize) -> Result<usize, AwsError> {
     }
 }
 
-fn write_token(last: &str) -> String {
+pub(super) fn write_token(last: &str) -> String {
     URL_SAFE_NO_PAD.encode(format!("after:{last}"))
 }
 
-fn read_token(token: &str) -> Result<String, AwsError> {
+pub(super) fn read_token(token: &str) -> Result<String, AwsError> {
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid_token(token))?;
     let text = String::from_utf8(bytes).map_err(|_| invalid_token(token))?;
     text.strip_prefix("after:").map(str::to_owned).ok_or_else(|| invalid_token(token))
 }
 
-fn invalid_token(token: &str) -> AwsError {
+pub(super) fn invalid_token(token: &str) -> AwsError {
     let shown: String = token.chars().take(80).collect();
     AwsError::new(Code::InvalidNextToken, format!("The token '{shown}' is invalid."))
 }

@@ -17,6 +17,9 @@ pub enum Code {
     ResourceContention,
     ResourceInUse,
     ScalingActivityInProgress,
+    InstanceRefreshInProgress,
+    ActiveInstanceRefreshNotFound,
+    IrreversibleInstanceRefresh,
     Throttling,
     ServiceUnavailable,
     InvalidNextToken,
@@ -32,6 +35,29 @@ pub enum Code {
 }
 
 impl Code {
+    /// What the tests hold against botocore.
+    pub const ALL: &'static [Code] = &[
+        Code::ValidationError,
+        Code::AlreadyExists,
+        Code::LimitExceeded,
+        Code::ResourceContention,
+        Code::ResourceInUse,
+        Code::ScalingActivityInProgress,
+        Code::InstanceRefreshInProgress,
+        Code::ActiveInstanceRefreshNotFound,
+        Code::IrreversibleInstanceRefresh,
+        Code::Throttling,
+        Code::ServiceUnavailable,
+        Code::InvalidNextToken,
+        Code::InvalidAction,
+        Code::MissingAuthenticationToken,
+        Code::IncompleteSignature,
+        Code::InvalidClientTokenId,
+        Code::SignatureDoesNotMatch,
+        Code::ExpiredToken,
+        Code::NotSimulated,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Code::ValidationError => "ValidationError",
@@ -40,6 +66,9 @@ impl Code {
             Code::ResourceContention => "ResourceContention",
             Code::ResourceInUse => "ResourceInUse",
             Code::ScalingActivityInProgress => "ScalingActivityInProgress",
+            Code::InstanceRefreshInProgress => "InstanceRefreshInProgress",
+            Code::ActiveInstanceRefreshNotFound => "ActiveInstanceRefreshNotFound",
+            Code::IrreversibleInstanceRefresh => "IrreversibleInstanceRefresh",
             Code::Throttling => "Throttling",
             Code::ServiceUnavailable => "ServiceUnavailable",
             Code::InvalidNextToken => "InvalidNextToken",
@@ -61,6 +90,9 @@ impl Code {
             | Code::LimitExceeded
             | Code::ResourceInUse
             | Code::ScalingActivityInProgress
+            | Code::InstanceRefreshInProgress
+            | Code::ActiveInstanceRefreshNotFound
+            | Code::IrreversibleInstanceRefresh
             | Code::Throttling
             | Code::InvalidNextToken
             | Code::InvalidAction

@@ -8,7 +8,11 @@ use time::OffsetDateTime;
 
 use super::activity::{Activity, ActivityId};
 use super::credentials::SessionCredentials;
-use super::names::{GroupName, HookName, InstanceId};
+use super::names::{GroupName, HookName, InstanceId, PolicyName};
+use super::policies::Policy;
+use super::refresh::Refresh;
+use super::suspended::Suspended;
+use super::warm_pool::{PoolState, WarmPool};
 
 #[derive(Debug, Clone)]
 pub struct Group {
@@ -30,14 +34,21 @@ pub struct Group {
     pub context: Option<String>,
     pub tags: BTreeMap<String, Tag>,
     pub hooks: BTreeMap<HookName, Hook>,
+    pub policies: BTreeMap<PolicyName, Policy>,
     pub instances: BTreeMap<InstanceId, Instance>,
     pub created: OffsetDateTime,
     /// ForceDelete was asked for: instances are going, then the group goes.
     pub deleting: bool,
     pub activities: VecDeque<Activity>,
+    pub suspended: Suspended,
+    /// Newest first.
+    pub refreshes: VecDeque<Refresh>,
+    pub warm_pool: Option<WarmPool>,
     pub launches: Launches,
     /// When the last scaling by desired capacity ended, for `HonorCooldown`.
     pub last_scaled: Option<OffsetDateTime>,
+    /// Why a policy has changed the desired capacity, until the capacity follows: goes before the cause of each activity.
+    pub scaling_cause: Option<String>,
 }
 
 /// Paces launches that keep failing.
@@ -157,6 +168,8 @@ pub struct Instance {
     pub protected: bool,
     pub healthy: bool,
     pub lifecycle: Lifecycle,
+    /// What instances of its group's warm pool wait as, as of when it last came to the pool.
+    pub pool: PoolState,
     pub machine: Machine,
     pub credentials: SessionCredentials,
     /// The scaling activity that currently concerns it.
@@ -168,7 +181,21 @@ pub struct Instance {
 pub enum Lifecycle {
     Pending,
     PendingWait(Waiting),
-    InService { since: OffsetDateTime },
+    InService {
+        since: OffsetDateTime,
+    },
+    Terminating,
+    TerminatingWait(Waiting),
+    TerminatingProceed,
+    /// It is in the warm pool.
+    Warmed(Warmed),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Warmed {
+    Pending,
+    PendingWait(Waiting),
+    Ready(PoolState),
     Terminating,
     TerminatingWait(Waiting),
     TerminatingProceed,
@@ -206,6 +233,9 @@ pub enum Machine {
     /// The driver was told to shut it down.
     Stopping,
     Ended,
+    /// The same, but it is stopped only: it keeps its id and address, and is started again.
+    Halting,
+    Halted,
 }
 
 impl Lifecycle {
@@ -217,6 +247,7 @@ impl Lifecycle {
             Lifecycle::Terminating => "Terminating",
             Lifecycle::TerminatingWait(_) => "Terminating:Wait",
             Lifecycle::TerminatingProceed => "Terminating:Proceed",
+            Lifecycle::Warmed(warmed) => warmed.as_str(),
         }
     }
 
@@ -226,23 +257,77 @@ impl Lifecycle {
             Lifecycle::Pending | Lifecycle::PendingWait(_) | Lifecycle::InService { .. } => true,
             Lifecycle::Terminating
             | Lifecycle::TerminatingWait(_)
-            | Lifecycle::TerminatingProceed => false,
+            | Lifecycle::TerminatingProceed
+            | Lifecycle::Warmed(_) => false,
         }
     }
 
-    /// What IMDS shows as `autoscaling/target-lifecycle-state`.
-    pub fn target(&self) -> &'static str {
-        if self.counts() { "InService" } else { "Terminated" }
+    /// It ends, whatever happens.
+    pub fn is_leaving(&self) -> bool {
+        match self {
+            Lifecycle::Pending | Lifecycle::PendingWait(_) | Lifecycle::InService { .. } => false,
+            Lifecycle::Terminating
+            | Lifecycle::TerminatingWait(_)
+            | Lifecycle::TerminatingProceed => true,
+            Lifecycle::Warmed(warmed) => match warmed {
+                Warmed::Pending | Warmed::PendingWait(_) | Warmed::Ready(_) => false,
+                Warmed::Terminating | Warmed::TerminatingWait(_) | Warmed::TerminatingProceed => {
+                    true
+                }
+            },
+        }
+    }
+
+    /// What IMDS shows as `autoscaling/target-lifecycle-state`; `pool` is what instances of the warm pool wait as.
+    pub fn target(&self, pool: PoolState) -> &'static str {
+        match (self, self.is_leaving()) {
+            (Lifecycle::Warmed(_), true) => "Warmed:Terminated",
+            (Lifecycle::Warmed(Warmed::Ready(state)), false) => warmed_state(*state),
+            (Lifecycle::Warmed(_), false) => warmed_state(pool),
+            (_, true) => "Terminated",
+            (_, false) => "InService",
+        }
     }
 
     pub fn waiting_mut(&mut self) -> Option<&mut Waiting> {
         match self {
-            Lifecycle::PendingWait(waiting) | Lifecycle::TerminatingWait(waiting) => Some(waiting),
+            Lifecycle::PendingWait(waiting)
+            | Lifecycle::TerminatingWait(waiting)
+            | Lifecycle::Warmed(Warmed::PendingWait(waiting) | Warmed::TerminatingWait(waiting)) => {
+                Some(waiting)
+            }
             Lifecycle::Pending
             | Lifecycle::InService { .. }
             | Lifecycle::Terminating
-            | Lifecycle::TerminatingProceed => None,
+            | Lifecycle::TerminatingProceed
+            | Lifecycle::Warmed(
+                Warmed::Pending
+                | Warmed::Ready(_)
+                | Warmed::Terminating
+                | Warmed::TerminatingProceed,
+            ) => None,
         }
+    }
+}
+
+impl Warmed {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Warmed::Pending => "Warmed:Pending",
+            Warmed::PendingWait(_) => "Warmed:Pending:Wait",
+            Warmed::Ready(state) => warmed_state(*state),
+            Warmed::Terminating => "Warmed:Terminating",
+            Warmed::TerminatingWait(_) => "Warmed:Terminating:Wait",
+            Warmed::TerminatingProceed => "Warmed:Terminating:Proceed",
+        }
+    }
+}
+
+fn warmed_state(state: PoolState) -> &'static str {
+    match state {
+        PoolState::Stopped => "Warmed:Stopped",
+        PoolState::Running => "Warmed:Running",
+        PoolState::Hibernated => "Warmed:Hibernated",
     }
 }
 

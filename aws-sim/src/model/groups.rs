@@ -8,8 +8,9 @@ use time::OffsetDateTime;
 use super::capacity;
 use super::group::{Group, Launches, Machine, Placement, TemplateRef, TerminationPolicy};
 use super::requests::{CreateGroup, GroupSettings, SetDesired, TemplateSpec, UpdateGroup};
+use super::suspended::Suspended;
 use super::tags::apply_tags;
-use super::{AwsError, Code, GROUPS_MAX, GroupName, Model, World};
+use super::{AwsError, Code, GROUPS_MAX, GroupName, Model, World, refresh};
 
 impl Model {
     pub fn create_group(&mut self, call: CreateGroup, now: OffsetDateTime) -> Result<(), AwsError> {
@@ -63,12 +64,17 @@ impl Model {
             context: None,
             tags: BTreeMap::new(),
             hooks: BTreeMap::new(),
+            policies: BTreeMap::new(),
             instances: BTreeMap::new(),
             created: now,
             deleting: false,
             activities: VecDeque::new(),
+            suspended: Suspended::default(),
+            refreshes: VecDeque::new(),
+            warm_pool: None,
             launches: Launches::default(),
             last_scaled: None,
+            scaling_cause: None,
         };
         apply_settings(&mut group, settings)?;
         apply_tags(&mut group, tags)?;
@@ -88,6 +94,12 @@ impl Model {
     pub fn update_group(&mut self, call: UpdateGroup) -> Result<(), AwsError> {
         let (group, world) = self.living_group_mut(&call.name)?;
         let settings = call.settings;
+        if settings.template.is_some() && refresh::pins_template(group) {
+            return Err(AwsError::validation(
+                "An active instance refresh with a desired configuration exists. All configuration options derived from the \
+                 desired configuration are not available for update while the instance refresh is active.",
+            ));
+        }
         let min = settings.min.unwrap_or(group.min);
         let max = settings.max.unwrap_or(group.max);
         // API reference, UpdateAutoScalingGroup: without a new desired capacity, a bound that passes it moves it.
@@ -107,6 +119,9 @@ impl Model {
         (updated.min, updated.max, updated.desired) = (min, max, desired);
         updated.template = template.unwrap_or(updated.template);
         updated.placements = placements.unwrap_or(updated.placements);
+        if updated.desired != group.desired {
+            updated.scaling_cause = None;
+        }
         *group = updated;
         Ok(())
     }
@@ -141,6 +156,7 @@ impl Model {
         if group.desired != desired {
             group.desired = desired;
             group.last_scaled = Some(now);
+            group.scaling_cause = None;
         }
         Ok(())
     }
@@ -172,7 +188,7 @@ impl Model {
 
 impl World {
     /// Checks that the template exists and completes the reference with id and name.
-    fn template_ref(&self, spec: &TemplateSpec) -> Result<TemplateRef, AwsError> {
+    pub(super) fn template_ref(&self, spec: &TemplateSpec) -> Result<TemplateRef, AwsError> {
         if spec.id.is_some() == spec.name.is_some() {
             return Err(AwsError::validation(
                 "Valid requests must contain either launchTemplateId or LaunchTemplateName",
@@ -274,7 +290,9 @@ impl Machine {
             Machine::Booting { .. }
             | Machine::Starting { .. }
             | Machine::Running
-            | Machine::Stopping => false,
+            | Machine::Stopping
+            | Machine::Halting
+            | Machine::Halted => false,
         }
     }
 }

@@ -62,7 +62,8 @@ impl Model {
                 Lifecycle::Pending | Lifecycle::PendingWait(_) => true,
                 Lifecycle::Terminating
                 | Lifecycle::TerminatingWait(_)
-                | Lifecycle::TerminatingProceed => false,
+                | Lifecycle::TerminatingProceed
+                | Lifecycle::Warmed(_) => false,
             };
             if !(call.respect_grace && in_grace && !call.healthy) {
                 instance.healthy = call.healthy;
@@ -113,7 +114,10 @@ impl Model {
             if let Machine::Starting { .. } = instance.machine {
                 group.launches.failures += 1;
             }
-            instance.machine = Machine::Ended;
+            instance.machine = match instance.machine {
+                Machine::Halting => Machine::Halted,
+                _ => Machine::Ended,
+            };
         }
     }
 }

@@ -18,21 +18,27 @@ mod groups;
 mod hooks;
 mod instances;
 pub mod names;
+pub mod policies;
 pub mod random;
+pub mod refresh;
 pub mod requests;
+pub mod suspended;
 mod tags;
 mod tick;
+pub mod tracking;
+pub mod warm_pool;
 
 pub use error::{AwsError, Code};
-pub use names::{AccessKeyId, GroupName, HookName, InstanceId};
+pub use names::{AccessKeyId, GroupName, HookName, InstanceId, PolicyName};
 
 use credentials::{InstanceRole, Principal, Principals, SessionCredentials};
 use group::{Group, Instance, LaunchTemplate, TemplateRef};
 use random::Ids;
 
-/// Groups per account and region, hooks per group, tags per group: the default quotas (AutoScaling user guide, quotas).
+/// Groups per account and region, hooks, policies and tags per group: the default quotas (AutoScaling user guide, quotas).
 pub const GROUPS_MAX: usize = 500;
 pub const HOOKS_MAX: usize = 50;
+pub const POLICIES_MAX: usize = 50;
 pub const TAGS_MAX: usize = 50;
 
 /// What exists in the account before the first call.
@@ -50,6 +56,8 @@ pub struct ModelConfig {
     /// From the launch decision until the machine starts.
     pub boot_delay: Duration,
     pub templates: Vec<LaunchTemplate>,
+    /// Of scaling policies.
+    pub patience: tracking::Patience,
     /// Whether terminating hooks hold an instance whose machine is already dead.
     pub hooks_hold_dead_instances: bool,
     pub principals: Vec<(AccessKeyId, Principal)>,
@@ -101,6 +109,7 @@ struct World {
     effects: Vec<Effect>,
     addresses: BTreeSet<Ipv4Addr>,
     next_host: u32,
+    metrics: policies::Metrics,
 }
 
 impl Model {
@@ -117,6 +126,7 @@ impl Model {
             effects: Vec::new(),
             addresses: BTreeSet::new(),
             next_host: 0,
+            metrics: policies::Metrics::new(),
         };
         Model { world, groups: BTreeMap::new() }
     }
@@ -243,7 +253,7 @@ impl World {
             role: self.config.role.name.clone(),
             credentials: instance.credentials.clone(),
             tags: instance.tags.clone(),
-            target_lifecycle_state: instance.lifecycle.target().to_owned(),
+            target_lifecycle_state: instance.lifecycle.target(instance.pool).to_owned(),
         }
     }
 }

@@ -36,6 +36,10 @@ name!(
     HookName
 );
 name!(
+    /// Name of a scaling policy: 1-255 characters.
+    PolicyName
+);
+name!(
     /// `i-` and 17 hex digits where this simulation made it; any short string where a caller sent it.
     InstanceId
 );
@@ -89,6 +93,14 @@ impl TryFrom<String> for HookName {
             ));
         }
         Ok(HookName(raw))
+    }
+}
+
+impl TryFrom<String> for PolicyName {
+    type Error = AwsError;
+    fn try_from(raw: String) -> Result<Self, AwsError> {
+        length(&raw, "policyName", 255)?;
+        Ok(PolicyName(raw))
     }
 }
 

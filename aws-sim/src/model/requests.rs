@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::group::{HookResult, TerminationPolicy, Transition};
 use super::names::{GroupName, HookName, InstanceId};
+use super::refresh::Preferences;
+use super::warm_pool::PoolState;
 
 /// A launch template as a caller names it: id or name, version optional (`$Default`).
 #[derive(Debug, Clone, Default)]
@@ -99,6 +101,23 @@ pub struct SetProtection {
     pub group: GroupName,
     pub instances: Vec<InstanceId>,
     pub protected: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct StartRefresh {
+    pub group: GroupName,
+    pub desired: Option<TemplateSpec>,
+    pub preferences: Preferences,
+}
+
+/// What is absent stays as it is.
+#[derive(Debug, Clone)]
+pub struct PutWarmPool {
+    pub group: GroupName,
+    pub min_size: Option<u32>,
+    pub prepared_max: Option<i64>,
+    pub state: Option<PoolState>,
+    pub reuse_on_scale_in: Option<bool>,
 }
 
 /// `tag:<key>`, `tag-key`, … and the values of which one must match.

@@ -14,7 +14,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use super::spawner::Spawner;
 use crate::config::Config;
 use crate::launcher::{FromLauncher, ToLauncher};
+use crate::model::policies::{Metric, Reading};
 use crate::model::{Effect, InstanceFacts, InstanceId};
 use crate::policy::Judged;
 use crate::wire::Sim;
@@ -70,6 +71,18 @@ pub struct InstanceLine {
     pub launcher_pid: Option<i32>,
     pub lifecycle_state: String,
     pub imds: String,
+}
+
+/// `PUT /_sim/metrics`: a value, or a total of which each instance in service has its share, or neither: no data.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricLine {
+    pub namespace: String,
+    pub name: String,
+    #[serde(default)]
+    pub dimensions: BTreeMap<String, String>,
+    pub value: Option<f64>,
+    pub total: Option<f64>,
 }
 
 impl Driver {
@@ -135,6 +148,13 @@ impl Driver {
             instances: group.instances.len(),
         };
         sim.model.groups().map(line).collect()
+    }
+
+    pub fn set_metric(&self, line: MetricLine) {
+        let MetricLine { namespace, name, dimensions, value, total } = line;
+        let reading = total.map(Reading::Total).or(value.map(Reading::Value));
+        lock(&self.sim).model.set_metric(Metric { namespace, name, dimensions }, reading);
+        self.wake.notify_one();
     }
 
     pub fn instances(&self) -> Vec<InstanceLine> {

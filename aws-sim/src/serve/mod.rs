@@ -9,7 +9,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .route("/_sim/health", get(async || "ok"))
         .route("/_sim/groups", get(groups))
         .route("/_sim/instances", get(instances))
+        .route("/_sim/metrics", put(set_metric))
         .fallback(call)
         .with_state(driver.clone());
     let server = tokio::spawn(async move { axum::serve(listener, app).await });
@@ -80,6 +81,15 @@ async fn call(State(driver): State<Arc<Driver>>, request: Request) -> Response {
 
 async fn groups(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::GroupLine>> {
     Json(driver.groups())
+}
+
+/// What CloudWatch shall say of a metric from now on.
+async fn set_metric(
+    State(driver): State<Arc<Driver>>,
+    Json(metric): Json<driver::MetricLine>,
+) -> StatusCode {
+    driver.set_metric(metric);
+    StatusCode::NO_CONTENT
 }
 
 async fn instances(State(driver): State<Arc<Driver>>) -> Json<Vec<driver::InstanceLine>> {

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use super::query::Params;
 use super::xml::Xml;
-use super::{Answer, parse, render, unknown_action};
+use super::{Answer, fleet, parse, policies, render, unknown_action};
 use crate::model::requests::{
     CreateGroup, SetDesired, SetHealth, SetProtection, TerminateInstance, UpdateGroup,
 };
@@ -138,7 +138,12 @@ pub fn call(
             params.finish(action)?;
             model.set_protection(&call).map(|()| empty())
         }
-        _ => read(model, action, params),
+        "PutScalingPolicy" => policies::put(model, params),
+        "DeletePolicy" => policies::delete(model, params),
+        _ => match fleet::call(model, action, params, now) {
+            Some(answer) => answer,
+            None => read(model, action, params),
+        },
     }
 }
 
@@ -181,6 +186,7 @@ fn read(model: &Model, action: &str, params: &Params) -> Result<Answer, AwsError
             xml.list("LifecycleHooks", hooks, |xml, hook| render::hook(xml, &group, hook));
             None
         }
+        "DescribePolicies" => policies::describe(model, params, &mut xml)?,
         "DescribeScalingActivities" => {
             let group = if params.has("AutoScalingGroupName") {
                 Some(parse::group_name(params)?)

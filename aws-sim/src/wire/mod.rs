@@ -7,7 +7,9 @@ use time::OffsetDateTime;
 
 mod autoscaling;
 pub mod faults;
+mod fleet;
 mod parse;
+mod policies;
 pub mod query;
 mod render;
 pub mod sigv4;

@@ -25,7 +25,7 @@ pub fn settings(params: &Params) -> Result<GroupSettings, AwsError> {
     let zones = params.list("AvailabilityZones")?;
     let policies = params.list("TerminationPolicies")?;
     Ok(GroupSettings {
-        template: template(params)?,
+        template: template(params, "LaunchTemplate")?,
         min: params.count("MinSize")?,
         max: params.count("MaxSize")?,
         desired: params.count("DesiredCapacity")?,
@@ -60,14 +60,16 @@ fn only(params: &Params, name: &str, value: &str) -> Result<(), AwsError> {
     }
 }
 
-fn template(params: &Params) -> Result<Option<TemplateSpec>, AwsError> {
-    if !params.has("LaunchTemplate") {
+/// The launch template whose parameters begin with `prefix`.
+pub fn template(params: &Params, prefix: &str) -> Result<Option<TemplateSpec>, AwsError> {
+    if !params.has(prefix) {
         return Ok(None);
     }
+    let field = |name: &str| params.string(&format!("{prefix}.{name}"));
     Ok(Some(TemplateSpec {
-        id: params.string("LaunchTemplate.LaunchTemplateId"),
-        name: params.string("LaunchTemplate.LaunchTemplateName"),
-        version: params.string("LaunchTemplate.Version"),
+        id: field("LaunchTemplateId"),
+        name: field("LaunchTemplateName"),
+        version: field("Version"),
     }))
 }
 

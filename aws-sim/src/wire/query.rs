@@ -63,6 +63,13 @@ impl Params {
         self.string(name).map(|raw| raw.parse().map_err(|_| malformed(&raw))).transpose()
     }
 
+    pub fn number(&self, name: &str) -> Result<Option<f64>, AwsError> {
+        let malformed = |raw: &str| {
+            AwsError::validation(format!("Value ({raw}) for parameter {name} is not a number"))
+        };
+        self.string(name).map(|raw| raw.parse().map_err(|_| malformed(&raw))).transpose()
+    }
+
     pub fn seconds(&self, name: &str) -> Result<Option<Duration>, AwsError> {
         Ok(self.count(name)?.map(|secs| Duration::from_secs(u64::from(secs))))
     }

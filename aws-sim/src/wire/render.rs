@@ -3,9 +3,10 @@
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::fleet;
 use super::xml::Xml;
 use crate::model::activity::Activity;
-use crate::model::group::{Group, Hook, Instance, Tag};
+use crate::model::group::{Group, Hook, Instance, Lifecycle, Tag};
 use crate::model::{GroupName, HookName};
 
 pub fn group(xml: &mut Xml, group: &Group, with_instances: bool) {
@@ -22,10 +23,14 @@ pub fn group(xml: &mut Xml, group: &Group, with_instances: bool) {
     xml.text("HealthCheckType", &group.health_check_type);
     xml.text("HealthCheckGracePeriod", group.health_check_grace.as_secs());
     if with_instances {
-        xml.list("Instances", group.instances.values(), instance);
+        let of_group = |held: &&Instance| !matches!(held.lifecycle, Lifecycle::Warmed(_));
+        xml.list("Instances", group.instances.values().filter(of_group), instance);
     }
     xml.text("CreatedTime", timestamp(group.created));
-    xml.list("SuspendedProcesses", None::<()>, |_, ()| {});
+    xml.list("SuspendedProcesses", group.suspended.iter(), |xml, (process, reason)| {
+        xml.text("ProcessName", process.as_str());
+        xml.text("SuspensionReason", reason);
+    });
     xml.text("VPCZoneIdentifier", group.subnets.as_deref().unwrap_or_default());
     xml.list("EnabledMetrics", None::<()>, |_, ()| {});
     xml.optional("Status", group.deleting.then_some("Delete in progress"));
@@ -35,6 +40,10 @@ pub fn group(xml: &mut Xml, group: &Group, with_instances: bool) {
         group.termination_policies.iter().map(|policy| policy.as_str()),
     );
     xml.text("NewInstancesProtectedFromScaleIn", group.new_instances_protected);
+    if let Some(pool) = &group.warm_pool {
+        fleet::warm_pool(xml, pool);
+        xml.text("WarmPoolSize", group.warmed().count());
+    }
     xml.optional("Context", group.context.as_ref());
     xml.optional("DefaultInstanceWarmup", group.default_instance_warmup_secs);
 }
@@ -54,7 +63,7 @@ pub fn instance(xml: &mut Xml, instance: &Instance) {
     xml.text("ProtectedFromScaleIn", instance.protected);
 }
 
-fn launch_template(xml: &mut Xml, id: &str, name: &str, version: &str) {
+pub fn launch_template(xml: &mut Xml, id: &str, name: &str, version: &str) {
     xml.element("LaunchTemplate", |xml| {
         xml.text("LaunchTemplateId", id);
         xml.text("LaunchTemplateName", name);
@@ -95,7 +104,7 @@ pub fn activity(xml: &mut Xml, activity: &Activity) {
 }
 
 /// `2026-11-22T21:33:05.123Z`
-fn timestamp(at: OffsetDateTime) -> String {
+pub fn timestamp(at: OffsetDateTime) -> String {
     at.format(format_description!(
         "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
     ))

@@ -66,6 +66,7 @@ fn account(token: Option<String>, expires: Option<OffsetDateTime>) -> Model {
         role: InstanceRole { account: String::new(), name: String::new(), id: String::new() },
         net: Ipv4Addr::new(127, 83, 0, 0),
         boot_delay: Duration::ZERO,
+        patience: Default::default(),
         templates: Vec::new(),
         hooks_hold_dead_instances: false,
         principals: vec![(AccessKeyId::from(KEY.to_owned()), principal)],

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, Request, Response};
 use outstation_aws_sim::model::credentials::{InstanceRole, Principal};
 use outstation_aws_sim::model::group::{Instance, LaunchTemplate};
-use outstation_aws_sim::model::{AccessKeyId, Effect, ModelConfig};
+use outstation_aws_sim::model::{AccessKeyId, Effect, InstanceId, ModelConfig};
 use outstation_aws_sim::wire::Sim;
 use outstation_aws_sim::wire::query::encode;
 use outstation_aws_sim::wire::sigv4::Claim;
@@ -44,6 +44,7 @@ pub fn config() -> ModelConfig {
         net: Ipv4Addr::new(127, 83, 0, 0),
         boot_delay: Duration::ZERO,
         templates: vec![template(1), template(2)],
+        patience: Default::default(),
         hooks_hold_dead_instances: false,
         principals: vec![(AccessKeyId::from(AGENT.key.to_owned()), principal())],
         seed: 42,
@@ -118,6 +119,8 @@ pub struct Account {
     pub sim: Sim,
     pub now: OffsetDateTime,
     pub obey: bool,
+    /// Machines of other template versions never come up.
+    pub obey_launches_of: Option<u32>,
     pub effects: Vec<Effect>,
 }
 
@@ -127,7 +130,13 @@ impl Account {
     }
 
     pub fn with(config: ModelConfig) -> Self {
-        Account { sim: Sim::new(config), now: START, obey: true, effects: Vec::new() }
+        Account {
+            sim: Sim::new(config),
+            now: START,
+            obey: true,
+            obey_launches_of: None,
+            effects: Vec::new(),
+        }
     }
 
     /// One call by `form` (spaces and newlines between parameters are dropped, values are escaped): `Ok(body)` or
@@ -177,7 +186,9 @@ impl Account {
             }
             for effect in &effects {
                 match effect {
-                    Effect::Launch { facts, .. } if self.obey => {
+                    Effect::Launch { facts, .. }
+                        if self.obey && self.comes_up(&facts.instance_id) =>
+                    {
                         self.sim.model.instance_running(&facts.instance_id)
                     }
                     Effect::Shutdown { instance } if self.obey => {
@@ -189,6 +200,11 @@ impl Account {
             self.effects.extend(effects);
         }
         panic!("the model does not come to rest");
+    }
+
+    fn comes_up(&self, id: &InstanceId) -> bool {
+        let version = self.sim.model.instance(id).map(|instance| instance.template.version);
+        self.obey_launches_of.is_none_or(|only| version == Some(only))
     }
 
     pub fn pass(&mut self, secs: u64) {

@@ -60,6 +60,11 @@ name = "outstation-node"
 id = "lt-0123456789abcdef0"
 version = 1
 user_data = "{1}"
+[[launch_templates]]
+name = "outstation-node"
+id = "lt-0123456789abcdef0"
+version = 2
+user_data = "{1}"
 "#,
             dir.path().display(),
             script.display()

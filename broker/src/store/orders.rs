@@ -1,6 +1,7 @@
 //! Orders: written by compare-and-swap on the generation, the newest thousand of each group kept.
 
 use outstation_protocol::envelope::Envelope;
+use outstation_protocol::model::Scaling;
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::session::{Answers, DesiredSet};
 use outstation_protocol::v1::{SET_ENTRIES_MAX, SetEntry};
@@ -258,9 +259,14 @@ fn insert(
 fn summary(order: &Order) -> String {
     match &order.intent {
         Intent::Apply(spec) => {
-            let nodes = spec.scaling.nodes_max();
-            let plural = if nodes == 1 { "" } else { "s" };
-            format!("{}, {nodes} node{plural}, environment {}", spec.kind, spec.environment.name)
+            let nodes = match &spec.scaling {
+                Scaling::Provisioned { desired_nodes: 1 } => "1 node".to_owned(),
+                Scaling::Provisioned { desired_nodes } => format!("{desired_nodes} nodes"),
+                Scaling::Autoscaling { min_nodes, max_nodes, target } => {
+                    format!("{min_nodes}..{max_nodes} nodes at {target}")
+                }
+            };
+            format!("{}, {nodes}, environment {}", spec.kind, spec.environment.name)
         }
         Intent::Destroy => "the group shall be gone".to_owned(),
     }

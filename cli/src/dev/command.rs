@@ -145,13 +145,13 @@ async fn use_it(
     }
     for group in run.repo.manifest.groups.iter().filter(|group| group.kind == GroupKind::Transform)
     {
-        let wanted = group.scaling.nodes_max();
+        let wanted = group.scaling.nodes_min();
         let spinner =
             progress::spinner(format!("waiting for {wanted} ready nodes of {}", group.name));
         system
             .wait_group(&group.name, READY_TIMEOUT, |view| {
                 view.status.as_ref().is_some_and(|status| {
-                    status.desired_nodes == wanted && status.ready_nodes == wanted
+                    status.desired_nodes >= wanted && status.ready_nodes == status.desired_nodes
                 })
             })
             .await?;

@@ -228,6 +228,9 @@ instance_role = "outstation-node"
 instance_role_id = "{NODE_ROLE_ID}"
 dir = {dir}
 boot_delay_ms = {boot_delay_ms}
+# A second for each of AWS's minutes.
+scale_out_after_ms = 3000
+scale_in_after_ms = 15000
 
 [[principals]]
 access_key_id = "{AGENT_KEY}"

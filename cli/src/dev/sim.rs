@@ -1,10 +1,11 @@
 //! The simulated AWS's own paths: what it has, beside what AWS would say.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -61,15 +62,43 @@ impl Sim {
         let body = get(self.0, "/_sim/instances").await?;
         serde_json::from_slice(&body).context("read the simulated instances")
     }
+
+    /// Work of a group from now on, shared by its instances; `None`: CloudWatch has no data.
+    pub async fn set_cpu_total(&self, asg_name: &str, percent: Option<f64>) -> anyhow::Result<()> {
+        let metric = CpuTotal {
+            namespace: "AWS/EC2",
+            name: "CPUUtilization",
+            dimensions: [("AutoScalingGroupName", asg_name.to_owned())].into(),
+            total: percent,
+        };
+        let json = serde_json::to_string(&metric).context("write the metric")?;
+        ask(self.0, "PUT", "/_sim/metrics", &json).await.map(drop)
+    }
 }
 
-/// One GET: HTTP/1.0, one answer, connection closed.
+/// The CPU that CloudWatch shows for an AutoScaling group: of all its instances together, in percent.
+#[derive(Debug, Serialize)]
+struct CpuTotal {
+    namespace: &'static str,
+    name: &'static str,
+    dimensions: BTreeMap<&'static str, String>,
+    total: Option<f64>,
+}
+
 async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
+    ask(address, "GET", path, "").await
+}
+
+/// One request: HTTP/1.0, one answer, connection closed.
+async fn ask(address: SocketAddr, method: &str, path: &str, json: &str) -> anyhow::Result<Vec<u8>> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         // HTTP/1.0: the answer is never in chunks and ends with the connection.
-        let request =
-            format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}",
+            json.len()
+        );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await?;
@@ -82,6 +111,9 @@ async fn get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").context("half an answer")?;
     let status = String::from_utf8_lossy(&answer[..end]);
     let status = status.split(' ').nth(1).unwrap_or("none");
-    anyhow::ensure!(status == "200", "the simulated AWS answers {path} with status {status}");
+    anyhow::ensure!(
+        ["200", "204"].contains(&status),
+        "the simulated AWS answers {path} with status {status}"
+    );
     Ok(answer[end + 4..].to_vec())
 }

@@ -176,6 +176,8 @@ pub fn differences(from: &GroupSpec, to: &GroupSpec) -> Vec<FieldChange> {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".into());
     compare("kind", from.kind.to_string(), to.kind.to_string());
     compare("nodes", nodes(&from.scaling), nodes(&to.scaling));
+    let target = |scaling: &Scaling| text(&scaling.target().map(ToString::to_string));
+    compare("target", target(&from.scaling), target(&to.scaling));
     compare("environment", from.environment.name.to_string(), to.environment.name.to_string());
     compare("packages", from.environment.digest.short(), to.environment.digest.short());
     compare("functions", from.bundle.short(), to.bundle.short());
@@ -197,9 +199,13 @@ pub fn differences(from: &GroupSpec, to: &GroupSpec) -> Vec<FieldChange> {
     fields
 }
 
-fn nodes(scaling: &Scaling) -> String {
+/// `3`, `2..10`.
+pub fn nodes(scaling: &Scaling) -> String {
     match scaling {
         Scaling::Provisioned { desired_nodes } => desired_nodes.to_string(),
+        Scaling::Autoscaling { min_nodes, max_nodes, target: _ } => {
+            format!("{min_nodes}..{max_nodes}")
+        }
     }
 }
 

@@ -80,10 +80,13 @@ fn line(out: &mut String, sign: char, kind: &str, name: &str, what: &str) {
     writeln!(out, "{sign} {kind:<12} {name:<14} {what}").expect("writing to a string");
 }
 
-/// `3 nodes, environment flights`.
+/// `3 nodes, environment flights`, `2..10 nodes at CPU 60 %, environment flights`.
 fn summary(spec: &GroupSpec) -> String {
-    let nodes = match spec.scaling {
-        Scaling::Provisioned { desired_nodes } => counted(desired_nodes, "node"),
+    let nodes = match &spec.scaling {
+        Scaling::Provisioned { desired_nodes } => counted(*desired_nodes, "node"),
+        Scaling::Autoscaling { min_nodes, max_nodes, target } => {
+            format!("{min_nodes}..{max_nodes} nodes at {target}")
+        }
     };
     format!("{nodes}, environment {}", spec.environment.name)
 }
@@ -137,7 +140,9 @@ struct ChangeJson<'a> {
     action: &'static str,
     group: &'a GroupName,
     kind: GroupKind,
+    /// The most that there may be.
     nodes: u32,
+    scaling: &'a Scaling,
     environment: &'a EnvironmentName,
     environment_digest: Digest,
     bundle: Digest,
@@ -167,6 +172,7 @@ pub fn json(plan: &Plan) -> String {
                 group,
                 kind: spec.kind,
                 nodes: spec.scaling.nodes_max(),
+                scaling: &spec.scaling,
                 environment: &spec.environment.name,
                 environment_digest: spec.environment.digest,
                 bundle: spec.bundle,

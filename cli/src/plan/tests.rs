@@ -2,7 +2,7 @@
 
 use super::*;
 use outstation_protocol::ids::{AccountId, Region, TenantId};
-use outstation_protocol::model::{EnvironmentRef, GroupKind};
+use outstation_protocol::model::{EnvironmentRef, GroupKind, Target};
 
 fn name(raw: &str) -> GroupName {
     GroupName::try_from(raw).expect("a valid name")
@@ -96,6 +96,33 @@ fn groups_are_created_updated_destroyed_and_left_alone() {
          + transform    new            1 node, environment flights\n\
          - transform    old            2 nodes, environment flights, no longer declared\n\
          1 group to create; 1 group to update; 1 group to destroy; 1 group protected; 1 group unchanged.\n",
+    );
+}
+
+#[test]
+fn bounds_and_target_are_what_changes_of_an_autoscaled_group() {
+    let between = |max_nodes: u32, percent: f64| {
+        let target = Target::Cpu { percent: percent.try_into().expect("valid") };
+        let scaling = Scaling::Autoscaling { min_nodes: 2, max_nodes, target };
+        GroupSpec { scaling, ..spec(0) }
+    };
+    let newest = newest(&[
+        ("delay", 4, Intent::Apply(spec(3))),
+        ("same", 1, Intent::Apply(between(10, 60.0))),
+        ("slower", 1, Intent::Apply(between(10, 60.0))),
+    ]);
+    check(
+        &declared(&[
+            ("delay", between(10, 60.0)),
+            ("new", between(10, 62.5)),
+            ("same", between(10, 60.0)),
+            ("slower", between(8, 70.0)),
+        ]),
+        &newest,
+        "~ transform    delay          nodes 3 -> 2..10, target none -> CPU 60 %\n\
+         + transform    new            2..10 nodes at CPU 62.5 %, environment flights\n\
+         ~ transform    slower         nodes 2..10 -> 2..8, target CPU 60 % -> CPU 70 %\n\
+         1 group to create; 2 groups to update; 1 group unchanged.\n",
     );
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::ago;
 use crate::link::{Link, Linked};
-use crate::plan::{FieldChange, differences};
+use crate::plan::{FieldChange, differences, nodes};
 use crate::view::{GroupView, Refused};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -221,7 +221,7 @@ fn wanted(group: &GroupView) -> String {
             if changes.is_empty() { "the same".into() } else { changes.join(", ") }
         }
         (Some((Intent::Destroy, _)) | None, Intent::Apply(to)) => {
-            format!("{} nodes, environment {}", to.scaling.nodes_max(), to.environment.name)
+            format!("{} nodes, environment {}", nodes(&to.scaling), to.environment.name)
         }
     }
 }

@@ -7,7 +7,7 @@ pub mod table;
 use std::fmt::Write as _;
 
 use outstation_api::admin::Agent;
-use outstation_protocol::model::GroupSpec;
+use outstation_protocol::model::{GroupSpec, Scaling};
 use outstation_protocol::order::Intent;
 
 use self::conditions::{Condition, conditions, set_apart};
@@ -65,7 +65,11 @@ pub fn describe(group: &GroupView, link: &Link, now_unix_secs: u64) -> String {
     }
     row("order", &shown.order.to_string());
     match shown.known {
-        Some((Intent::Apply(spec), _)) => spec_rows(spec, &mut row),
+        Some((Intent::Apply(spec), _)) => {
+            let desired = group.status.as_ref().map(|status| status.desired_nodes);
+            scaling_row(spec, desired, &mut row);
+            spec_rows(spec, &mut row);
+        }
         Some((Intent::Destroy, _)) => row("", "destroy this group"),
         None => row("", "this broker does not have it: its database is older than the account"),
     }
@@ -129,6 +133,14 @@ fn condition_table(conditions: &[Condition], now_unix_secs: u64) -> String {
         }
     }
     table::render(&["  CONDITION", "STATE", "SINCE", "REASON"], &rows)
+}
+
+/// `3 (2..10, CPU 60 %)`: how many AWS wants now, and what the order leaves to it.
+fn scaling_row(spec: &GroupSpec, desired: Option<u32>, row: &mut impl FnMut(&str, &str)) {
+    if let Scaling::Autoscaling { min_nodes, max_nodes, target } = &spec.scaling {
+        let desired = desired.map_or("-".to_owned(), |desired| desired.to_string());
+        row("nodes", &format!("{desired} ({min_nodes}..{max_nodes}, {target})"));
+    }
 }
 
 fn spec_rows(spec: &GroupSpec, row: &mut impl FnMut(&str, &str)) {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::view::{Accepted, AcceptedOrder, Answer, Drift, Held, Node, Refused};
 use outstation_protocol::ids::{Digest, EnvironmentName, Generation, GroupName};
-use outstation_protocol::model::{EnvironmentRef, GroupKind, Scaling};
+use outstation_protocol::model::{EnvironmentRef, GroupKind, Scaling, Target};
 
 fn group() -> GroupView {
     let node = |instance: &str, phase: &str, reason: Option<&str>| Node {
@@ -84,6 +84,22 @@ fn ninety() -> GroupView {
     group.put_at_unix_secs = 999;
     spec(&mut group).scaling = Scaling::Provisioned { desired_nodes: 90 };
     group
+}
+
+#[test]
+fn an_autoscaled_group_shows_its_count_between_its_bounds() {
+    let mut group = group();
+    spec(&mut group).scaling = Scaling::Autoscaling {
+        min_nodes: 2,
+        max_nodes: 10,
+        target: Target::Cpu { percent: 60.0.try_into().expect("valid") },
+    };
+    let shown = describe(&group, &up(), 1000);
+    assert!(shown.contains("\n  nodes        3 (2..10, CPU 60 %)\n"), "{shown}");
+    // Nobody knows yet what AWS has made of it.
+    group.status = None;
+    let shown = describe(&group, &up(), 1000);
+    assert!(shown.contains("\n  nodes        - (2..10, CPU 60 %)\n"), "{shown}");
 }
 
 fn refused(generation: u64) -> Refused {

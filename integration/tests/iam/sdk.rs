@@ -263,7 +263,7 @@ async fn scale_only_changes_a_number_and_nothing_else() {
 #[tokio::test]
 async fn a_role_that_lacks_an_action_is_told_as_such() {
     let sim = Plugged::new(&scale_only());
-    let aws = Aws::with(&sim.config());
+    let aws = Aws::with(&sim.config(), None);
     let delete = Action::Delete { asg_name: "outstation-mine".to_owned() };
     let held = aws.apply(&delete).await.expect_err("scale-only deletes nothing").into_held();
     assert!(

@@ -1,11 +1,14 @@
 //! AWS's side of a run: calls arrive, machines boot and die, nodes speak.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use outstation_aws_sim::model::credentials::{InstanceRole, Principal};
 use outstation_aws_sim::model::group::LaunchTemplate;
+use outstation_aws_sim::model::refresh::{Refresh, RefreshStatus};
+use outstation_aws_sim::model::tracking::Patience;
 use outstation_aws_sim::model::{AccessKeyId, Effect, ModelConfig};
 use outstation_aws_sim::wire::faults::Fault;
 use outstation_aws_sim::wire::query::Params;
@@ -14,9 +17,12 @@ use rand::Rng as _;
 
 use crate::agent::Pid;
 use crate::nodes::{Beat, Node};
+use crate::tally;
 use crate::wire::CallId;
 use crate::world::{ACCOUNT, AGENT_KEY, AGENT_SECRET, Event, REGION, World};
 
+/// A describe may be so old, and a call so long on its way.
+const STALE_SECS: i64 = 20;
 /// The node link notices that a node is gone.
 const SILENCE_MILLIS: u64 = 20_000;
 
@@ -33,6 +39,14 @@ impl World {
         let response = self.cloud.handle(request, now, fault);
         let form = Params::parse(&String::from_utf8_lossy(request.body()));
         let action = form.get("Action").unwrap_or_default();
+        if action == "StartInstanceRefresh"
+            && response.as_ref().is_none_or(|response| response.status().is_success())
+        {
+            self.check_refresh(&form);
+        }
+        if action == "SetInstanceHealth" {
+            tally::REPLACED.fetch_add(1, Ordering::Relaxed);
+        }
         if action == "CreateAutoScalingGroup" && self.cloud.sim.model.groups().count() > groups {
             self.oracle.created(&form);
         }
@@ -51,16 +65,57 @@ impl World {
         self.tick();
     }
 
+    /// AWS has taken a StartInstanceRefresh, unless it never came.
+    fn check_refresh(&mut self, form: &Params) {
+        let name = form.get("AutoScalingGroupName").unwrap_or_default();
+        let Some(group) = self.cloud.sim.model.groups().find(|group| group.name.as_str() == name)
+        else {
+            return;
+        };
+        let Some(begun) = group.refreshes.front().filter(|begun| begun.started == self.aws_now())
+        else {
+            return;
+        };
+        tally::BEGUN.fetch_add(1, Ordering::Relaxed);
+        let of =
+            |refresh: &Refresh| refresh.desired.as_ref().map(|desired| desired.version.clone());
+        // What failed is not tried again.
+        let before = group.refreshes.iter().skip(1).find(|before| of(before).is_some());
+        if let Some(before) = before.filter(|before| of(before) == of(begun)) {
+            let failed = match before.status {
+                RefreshStatus::Failed
+                | RefreshStatus::RollbackFailed
+                | RefreshStatus::RollbackSuccessful => true,
+                RefreshStatus::Successful | RefreshStatus::Cancelled => false,
+                status => panic!("{name}: a second refresh beside one that is {}", status.as_str()),
+            };
+            let seen = before
+                .ended
+                .is_some_and(|ended| begun.started - ended > time::Duration::seconds(STALE_SECS));
+            assert!(!(failed && seen), "{name}: version {:?} is tried again", of(begun));
+        }
+        // Of one intent there is one. Another finds something to replace; or it was sent by what was so a moment ago, to
+        // another agent, in an old describe, before somebody's hand.
+        let ended = group.refreshes.iter().skip(1).filter_map(|before| before.ended).max();
+        let is_late =
+            ended.is_some_and(|ended| begun.started - ended <= time::Duration::seconds(STALE_SECS));
+        let differs = of(begun).is_some_and(|version| version != group.template.version);
+        let is_needed = begun.to_update > 0 || differs || is_late || self.weather.hands;
+        assert!(is_needed, "{name}: a refresh with nothing to replace");
+    }
+
     /// Time passes for AWS.
     pub fn tick(&mut self) {
         let now = self.aws_now();
         for effect in self.cloud.sim.tick(now) {
             match effect {
-                Effect::Launch { facts, user_data: _ } => {
+                Effect::Launch { facts, user_data } => {
                     let node = Node::new(&facts);
                     let instance = node.instance.clone();
                     self.nodes.insert(instance.clone(), node);
-                    let up = self.calm || !self.random.random_bool(self.weather.boots_fail);
+                    let is_broken = user_data == BROKEN_VERSION.to_string();
+                    let up = (self.calm || !self.random.random_bool(self.weather.boots_fail))
+                        && !is_broken;
                     let late = self.random.random_range(500..4000);
                     self.after(late, Event::Machine { instance, up });
                 }
@@ -108,6 +163,14 @@ impl World {
         let fresh = self.numbers;
         let Some(node) = self.nodes.get_mut(instance).filter(|node| node.up) else { return };
         let mut pause = self.setup.beat_millis;
+        if node.is_mute && !self.calm {
+            if let Some((pid, session)) = node.forget_session() {
+                let instance = instance.clone();
+                self.after(SILENCE_MILLIS, Event::Lost { instance, pid, session });
+            }
+            return self.after(pause, Event::Beat { instance: instance.clone() });
+        }
+        node.is_ailing &= !self.calm;
         if let Some(agent) = self.agents.values_mut().next() {
             match node.beat(agent.pid, &agent.shared, now, fresh) {
                 Beat::Quiet => {}
@@ -121,6 +184,22 @@ impl World {
             }
         }
         self.after(pause, Event::Beat { instance: instance.clone() });
+    }
+}
+
+/// The images that people choose from meanwhile; machines of the last of them never come up.
+pub const BROKEN_VERSION: u32 = 4;
+/// What the account has in the end, if images changed at all.
+pub const FINAL_VERSION: u32 = 5;
+
+fn template(version: u32) -> LaunchTemplate {
+    LaunchTemplate {
+        id: "lt-0123456789abcdef0".to_owned(),
+        name: "outstation-node".to_owned(),
+        version,
+        image_id: "ami-0123456789abcdef0".to_owned(),
+        instance_type: "c7i.large".to_owned(),
+        user_data: version.to_string(),
     }
 }
 
@@ -144,14 +223,8 @@ pub fn config(seed: u64) -> ModelConfig {
         },
         net: Ipv4Addr::new(10, 83, 0, 0),
         boot_delay: Duration::ZERO,
-        templates: vec![LaunchTemplate {
-            id: "lt-0123456789abcdef0".to_owned(),
-            name: "outstation-node".to_owned(),
-            version: 1,
-            image_id: "ami-0123456789abcdef0".to_owned(),
-            instance_type: "c7i.large".to_owned(),
-            user_data: String::new(),
-        }],
+        templates: (1..=FINAL_VERSION).map(template).collect(),
+        patience: Patience { out: Duration::from_secs(30), back: Duration::from_secs(120) },
         hooks_hold_dead_instances: false,
         principals: vec![(AccessKeyId::from(AGENT_KEY.to_owned()), principal)],
         seed,

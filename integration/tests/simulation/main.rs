@@ -53,6 +53,15 @@ fn simulate(seed: u64) -> String {
     hex::encode(world.trace_hash.clone().finalize())
 }
 
+/// How much of what the oracle watches there was, over all runs.
+mod tally {
+    use std::sync::atomic::AtomicU64;
+
+    pub static BEGUN: AtomicU64 = AtomicU64::new(0);
+    pub static ENDED: AtomicU64 = AtomicU64::new(0);
+    pub static REPLACED: AtomicU64 = AtomicU64::new(0);
+}
+
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text:?} is not a number")))
@@ -96,7 +105,13 @@ fn seeds() {
         );
     }
     assert!(failed.is_empty(), "{} of {count} seeds failed", failed.len());
-    println!("{count} seeds");
+    let [begun, ended, replaced] =
+        [&tally::BEGUN, &tally::ENDED, &tally::REPLACED].map(|n| n.load(Ordering::Relaxed));
+    println!(
+        "{count} seeds: {begun} refreshes begun, {ended} images in place, {replaced} nodes replaced"
+    );
+    // Otherwise the oracle has watched nothing.
+    assert!(count < 100 || (begun > count / 10 && ended > count / 10 && replaced > count / 10));
 }
 
 /// Runs that once failed, and on what.

@@ -18,6 +18,10 @@ pub struct Node {
     address: IpAddr,
     pub up: bool,
     pub leaving: bool,
+    /// Its server does not work, and it says so.
+    pub is_ailing: bool,
+    /// Its node agent says nothing.
+    pub is_mute: bool,
     withdrawn: bool,
     serving: Option<Artifacts>,
     warming: Option<(Artifacts, u64)>,
@@ -43,6 +47,8 @@ impl Node {
             address: facts.address.into(),
             up: false,
             leaving: false,
+            is_ailing: false,
+            is_mute: false,
             withdrawn: false,
             serving: None,
             warming: None,
@@ -52,6 +58,10 @@ impl Node {
 
     pub fn serves(&self) -> Option<&Artifacts> {
         self.serving.as_ref()
+    }
+
+    pub fn forget_session(&mut self) -> Option<(Pid, SessionId)> {
+        self.session.take()
     }
 
     pub fn session(&self) -> Option<(Pid, SessionId)> {
@@ -85,6 +95,7 @@ impl Node {
         }
         let phase = match (self.leaving, &self.serving) {
             (true, _) => NodePhase::Draining,
+            (false, _) if self.is_ailing => NodePhase::Unhealthy,
             (false, Some(_)) => NodePhase::Ready,
             (false, None) => NodePhase::Warming,
         };

@@ -1,10 +1,11 @@
 //! What must hold whatever happens. Watches every order that is accepted and every call that the
 //! agents send to AWS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use outstation_agent::account::plan::{Observed, TAG_GENERATION};
+use outstation_agent::account::plan::{Observed, ObservedGroup, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
+use outstation_protocol::model::{GroupSpec, Scaling, Target};
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::{Digest, GroupName};
 
@@ -18,6 +19,10 @@ pub struct Rules {
     pub destroy: bool,
     pub nodes_per_group_max: u32,
     pub nodes_total_max: u32,
+    /// Of the launch template.
+    pub version: u32,
+    pub min_healthy_percent: u32,
+    pub replacements_per_hour: u32,
 }
 
 impl Rules {
@@ -38,6 +43,7 @@ pub struct Oracle {
     /// The newest order in the account store.
     pub accepted: BTreeMap<GroupName, (Order, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
+    replaced: BTreeSet<(u64, String)>,
 }
 
 impl Oracle {
@@ -62,6 +68,9 @@ impl Oracle {
         if action.starts_with("Describe") || action == "CompleteLifecycleAction" {
             return;
         }
+        if action == "SetInstanceHealth" {
+            return self.check_replacement(form, basis, rules);
+        }
         let name = form.get("AutoScalingGroupName").or(form.get("Tags.member.1.ResourceId"));
         let group = name
             .and_then(|name| name.strip_prefix(PREFIX))
@@ -83,9 +92,21 @@ impl Oracle {
                 assert!(shown.is_none(), "{group} is created although it was shown");
             }
             "UpdateAutoScalingGroup" => {
-                if form.get("DesiredCapacity").is_some() {
+                if form.get("MaxSize").is_some() {
                     self.check_size(&action, form, order, &basis, rules);
                 }
+            }
+            "PutScalingPolicy" => {
+                let target = target_of(order);
+                let said = form.get("TargetTrackingConfiguration.TargetValue");
+                let said: Option<f64> = said.and_then(|text| text.parse().ok());
+                assert!(
+                    target.is_some() && said == target,
+                    "{group} is told to track {said:?}, ordered is {target:?}"
+                );
+            }
+            "DeletePolicy" => {
+                assert_eq!(target_of(order), None, "{group} is ordered to track a target");
             }
             "CreateOrUpdateTags" => {
                 let generation = (1..20).find_map(|n| {
@@ -103,8 +124,52 @@ impl Oracle {
                 assert!(form.get("ForceDelete").is_none(), "{group}: a forced delete");
                 self.check_end(&action, order, &basis, rules);
             }
+            "StartInstanceRefresh" => {
+                let number = |name: &str| form.get(name).and_then(|text| text.parse::<u32>().ok());
+                let said = |name: &str| form.get(&format!("Preferences.{name}"));
+                assert!(basis.live, "{group}: a refresh is begun while offline");
+                assert_eq!(
+                    number("DesiredConfiguration.LaunchTemplate.Version"),
+                    Some(rules.version),
+                    "{group}: the image is what the guardrails say"
+                );
+                let least = number("Preferences.MinHealthyPercentage");
+                assert_eq!(least, Some(rules.min_healthy_percent), "{group}: its healthy share");
+                assert_eq!(said("MaxHealthyPercentage"), Some("100"), "{group}: launch first");
+                assert_eq!(
+                    (said("SkipMatching"), said("AutoRollback")),
+                    (Some("true"), Some("true"))
+                );
+            }
+            "CancelInstanceRefresh" => assert!(basis.live, "{group}: cancelled while offline"),
             other => panic!("{other}: not a call that the agent may make"),
         }
+    }
+
+    fn check_replacement(&self, form: &Params, basis: Option<Basis<'_>>, rules: Rules) {
+        let instance = form.get("InstanceId").unwrap_or_default();
+        let basis = basis.unwrap_or_else(|| panic!("{instance} is replaced outside of a look"));
+        assert!(rules.allow_changes(), "{instance} is replaced under a pause");
+        assert_eq!(form.get("HealthStatus"), Some("Unhealthy"));
+        let of = |group: &&ObservedGroup| group.instances.keys().any(|id| id.as_str() == instance);
+        let group = basis.shown.values().find(of);
+        let is_in_service = group.is_some_and(|group| {
+            group
+                .instances
+                .iter()
+                .any(|(id, held)| id.as_str() == instance && held.lifecycle == "InService")
+        });
+        assert!(is_in_service, "{instance} is replaced, and was not shown in service");
+    }
+
+    /// What AWS has been told to replace, in true time.
+    pub fn replaced(&mut self, instance: &str, now_millis: u64, rules: Rules) {
+        const HOUR_MILLIS: u64 = 3600 * 1000;
+        self.replaced.retain(|(at, _)| now_millis < at + HOUR_MILLIS);
+        self.replaced.insert((now_millis, instance.to_owned()));
+        let within = self.replaced.len();
+        let most = rules.replacements_per_hour as usize;
+        assert!(within <= most, "{within} replacements within an hour: {:?}", self.replaced);
     }
 
     fn check_size(
@@ -115,16 +180,30 @@ impl Oracle {
         basis: &Basis<'_>,
         rules: Rules,
     ) {
-        let count = |name: &str| -> u32 {
-            form.get(name).and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {name}"))
-        };
+        let count =
+            |name: &str| -> Option<u32> { form.get(name).and_then(|text| text.parse().ok()) };
         let group = &order.group;
-        let nodes = count("DesiredCapacity");
-        assert_eq!((count("MinSize"), count("MaxSize")), (nodes, nodes), "{group} is pinned");
-        let shown = basis.shown.get(group).map_or(0, |group| group.desired);
+        let (Some(min), Some(nodes)) = (count("MinSize"), count("MaxSize")) else {
+            panic!("{action} of {group} without bounds")
+        };
+        let desired = count("DesiredCapacity");
+        let running = basis.shown.get(group).map_or(0, |group| group.desired);
+        let mut shown = running;
         match &order.intent {
-            Intent::Apply(spec) => {
-                assert_eq!(nodes, spec.scaling.nodes_max(), "{action} of {group}: not as accepted");
+            Intent::Apply(GroupSpec {
+                scaling: Scaling::Autoscaling { min_nodes, max_nodes, .. },
+                ..
+            }) => {
+                assert_eq!((min, nodes), (*min_nodes, *max_nodes), "{group}: not as accepted");
+                let created = action == "CreateAutoScalingGroup";
+                assert_eq!(desired, created.then_some(min), "{group}: the autoscaler's business");
+                shown = basis.shown.get(group).map_or(0, |group| group.max);
+            }
+            Intent::Apply(GroupSpec {
+                scaling: Scaling::Provisioned { desired_nodes }, ..
+            }) => {
+                assert_eq!(nodes, *desired_nodes, "{action} of {group}: not as accepted");
+                assert_eq!((min, desired), (nodes, Some(nodes)), "{group} is pinned");
             }
             Intent::Destroy => {
                 assert_eq!(nodes, 0, "{action} of {group}, which has a tombstone");
@@ -133,12 +212,12 @@ impl Oracle {
         }
         let ceiling = rules.nodes_per_group_max;
         assert!(nodes <= ceiling || nodes <= shown, "{group}: {shown} -> {nodes}, above {ceiling}");
-        assert!(basis.live || nodes >= shown, "{group}: {shown} -> {nodes} while offline");
+        assert!(basis.live || nodes >= running, "{group}: {running} -> {nodes} while offline");
         let others: u32 = basis
             .shown
             .iter()
             .filter(|(name, _)| *name != group)
-            .map(|(_, observed)| observed.desired)
+            .map(|(_, observed)| observed.desired.max(observed.max))
             .sum();
         let total = rules.nodes_total_max;
         assert!(
@@ -166,5 +245,15 @@ impl Oracle {
         let count = self.created.entry((group.clone(), generation.clone())).or_default();
         *count += 1;
         assert_eq!(*count, 1, "{group} was created {count} times for generation {generation}");
+    }
+}
+
+/// The number that the order's target has.
+fn target_of(order: &Order) -> Option<f64> {
+    match &order.intent {
+        Intent::Apply(spec) => spec.scaling.target().map(|target| match target {
+            Target::Cpu { percent: value } | Target::Metric { value, .. } => value.get(),
+        }),
+        Intent::Destroy => None,
     }
 }

@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use outstation_aws_sim::model::requests::{GroupSettings, TagSpec, UpdateGroup};
+use outstation_agent::account::scaling::TARGET_POLICY;
+use outstation_aws_sim::model::policies::{Metric, PolicyRef, Reading};
+use outstation_aws_sim::model::refresh::Preferences;
+use outstation_aws_sim::model::requests::{GroupSettings, StartRefresh, TagSpec, UpdateGroup};
 use outstation_broker::store::orders::PutVerdict;
-use outstation_protocol::model::{EnvironmentRef, GroupKind, GroupSpec, Scaling};
+use outstation_protocol::model::{
+    EnvironmentRef, GroupKind, GroupSpec, Scaling, Statistic, Target, TargetValue,
+};
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::{Digest, EnvironmentName, Generation, GroupName, TenantId};
 use rand::Rng as _;
 
+use crate::cloud::BROKEN_VERSION;
 use crate::oracle::{PREFIX, Rules};
 use crate::world::{TENANT, World, data_plane, group};
 
@@ -45,13 +51,17 @@ pub fn spec(nodes: u32, bundle: u8, prevent_destroy: bool) -> GroupSpec {
 
 impl World {
     pub fn people_act(&mut self) {
-        match self.random.random_range(0..10) {
+        match self.random.random_range(0..13) {
             0..6 => {
                 let name = group(self.random.random_range(0..GROUPS));
                 let (nodes, bundle) =
                     (self.random.random_range(0..8), self.random.random_range(0..3));
                 let protected = self.random.random_bool(0.1);
-                self.apply(&name, Some(spec(nodes, bundle, protected)));
+                let mut wanted = spec(nodes, bundle, protected);
+                if self.weather.autoscaling && self.random.random_bool(0.5) {
+                    wanted.scaling = self.some_autoscaling();
+                }
+                self.apply(&name, Some(wanted));
             }
             6 => {
                 let name = group(self.random.random_range(0..GROUPS));
@@ -66,12 +76,61 @@ impl World {
                     destroy: self.random.random_bool(0.7),
                     nodes_per_group_max: self.random.random_range(1..7),
                     nodes_total_max: self.random.random_range(4..12),
+                    ..self.rules
                 };
                 self.set_rules(rules);
             }
+            12 if self.weather.images => {
+                let version = self.random.random_range(1..=BROKEN_VERSION);
+                self.set_rules(Rules { version, ..self.rules });
+            }
+            11 if self.weather.images && self.weather.hands => self.meddle_with_a_refresh(),
             8 | 9 if self.weather.hands => self.turn_a_knob(),
+            10 if self.weather.autoscaling => self.load_changes(),
             _ => {}
         }
+    }
+
+    fn some_autoscaling(&mut self) -> Scaling {
+        let min_nodes = self.random.random_range(0..3);
+        let max_nodes = self.random.random_range(min_nodes.max(1)..8);
+        let value = TargetValue::try_from(f64::from(self.random.random_range(5..9) * 10));
+        let value = value.expect("valid");
+        let target = if min_nodes > 0 && self.random.random_bool(0.5) {
+            Target::Cpu { percent: value }
+        } else {
+            Target::Metric {
+                namespace: "Queue".to_owned(),
+                name: "Depth".to_owned(),
+                statistic: Statistic::Average,
+                dimensions: [("queue".to_owned(), "a".to_owned())].into(),
+                value,
+            }
+        };
+        Scaling::Autoscaling { min_nodes, max_nodes, target }
+    }
+
+    /// The load of a group changes, and what its policies look at.
+    fn load_changes(&mut self) {
+        let name = group(self.random.random_range(0..GROUPS));
+        let asg_name = format!("{PREFIX}{name}");
+        let dimension = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+        let metric = if self.random.random_bool(0.5) {
+            Metric {
+                namespace: "AWS/EC2".to_owned(),
+                name: "CPUUtilization".to_owned(),
+                dimensions: dimension("AutoScalingGroupName", &asg_name),
+            }
+        } else {
+            Metric {
+                namespace: "Queue".to_owned(),
+                name: "Depth".to_owned(),
+                dimensions: dimension("queue", "a"),
+            }
+        };
+        let load = f64::from(self.random.random_range(0..500));
+        self.note(format_args!("load of {name}: {load}"));
+        self.cloud.sim.model.set_metric(metric, Some(Reading::Total(load)));
     }
 
     /// As the CLI does it: the next generation, after whatever the broker says is the newest.
@@ -108,6 +167,14 @@ impl World {
             return self.somebody_sets(&name, nodes);
         }
         let asg_name = format!("{PREFIX}{name}");
+        if self.random.random_bool(0.3) {
+            let group = outstation_aws_sim::model::GroupName::try_from(asg_name).ok();
+            let policy = PolicyRef { group, policy: TARGET_POLICY.to_owned() };
+            if self.cloud.sim.model.delete_policy(&policy).is_ok() {
+                self.note(format_args!("by hand: the policy of {name} is deleted"));
+            }
+            return;
+        }
         let tag = TagSpec {
             group: Some(asg_name.clone()),
             resource_type: Some("auto-scaling-group".to_owned()),
@@ -117,6 +184,31 @@ impl World {
         };
         if self.cloud.sim.model.put_tags(vec![tag]).is_ok() {
             self.note(format_args!("by hand: a tag of {name}"));
+            self.tick();
+        }
+    }
+
+    /// Somebody with a console who knows about instance refreshes.
+    fn meddle_with_a_refresh(&mut self) {
+        let name = group(self.random.random_range(0..GROUPS));
+        let asg_name = outstation_aws_sim::model::GroupName::try_from(format!("{PREFIX}{name}"));
+        let asg_name = asg_name.expect("valid");
+        let now = self.aws_now();
+        let model = &mut self.cloud.sim.model;
+        let done = match self.random.random_range(0..3) {
+            0 => model.cancel_refresh(&asg_name, true, now),
+            1 => model.rollback_refresh(&asg_name, now),
+            _ => {
+                let call = StartRefresh {
+                    group: asg_name,
+                    desired: None,
+                    preferences: Preferences::default(),
+                };
+                model.start_refresh(call, now)
+            }
+        };
+        if done.is_ok() {
+            self.note(format_args!("by hand: the refresh of {name}"));
             self.tick();
         }
     }

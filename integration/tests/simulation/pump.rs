@@ -53,6 +53,11 @@ impl World {
             let basis = agent.is_reconciling().then_some(Basis { live, shown: &shown });
             self.oracle.sent(&form, basis, self.rules);
             let action = form.get("Action").unwrap_or_default().to_owned();
+            // By the agents' clocks an hour is over whenever those jump.
+            if action == "SetInstanceHealth" && !self.weather.clock_jumps {
+                let instance = form.get("InstanceId").unwrap_or_default();
+                self.oracle.replaced(instance, now, self.rules);
+            }
             let out = now < self.aws_out_until_millis;
             let (fault, late) = if self.calm {
                 (None, 5)

@@ -1,10 +1,16 @@
 //! After the trouble: what must be true in the end.
 
+use std::sync::atomic::Ordering;
+
+use outstation_agent::account::scaling::TARGET_POLICY;
+use outstation_aws_sim::model::group::Group;
+use outstation_aws_sim::model::refresh::RefreshStatus;
 use outstation_broker::store::orders::GroupRecord;
 use outstation_protocol::order::Intent;
 use outstation_protocol::{Generation, GroupName};
 
 use crate::oracle::PREFIX;
+use crate::tally;
 use crate::world::World;
 
 /// Far beyond the longest backoff, hook and lease together.
@@ -37,6 +43,11 @@ impl World {
             if missing.is_empty() {
                 let judged = self.cloud.sim.guard.judged().next();
                 assert!(judged.is_some(), "nobody is held to the policy");
+                let by_refresh = |group: &&Group| {
+                    group.refreshes.iter().any(|it| it.status == RefreshStatus::Successful)
+                };
+                let rolled = self.cloud.sim.model.groups().filter(by_refresh).count();
+                tally::ENDED.fetch_add(rolled as u64, Ordering::Relaxed);
                 return;
             }
             assert!(
@@ -119,9 +130,23 @@ impl World {
                 (Intent::Destroy, Some(_)) => lacks("it still exists".to_owned()),
                 (Intent::Apply(_), None) => lacks("it does not exist".to_owned()),
                 (Intent::Apply(spec), Some(asg)) => {
-                    let nodes = spec.scaling.nodes_max();
-                    if [asg.min, asg.max, asg.desired] != [nodes; 3] {
-                        lacks(format!("{nodes} wanted, {}/{}/{}", asg.min, asg.desired, asg.max));
+                    let (min, max) = (spec.scaling.nodes_min(), spec.scaling.nodes_max());
+                    let nodes = asg.desired;
+                    if [asg.min, asg.max] != [min, max] || !(min..=max).contains(&nodes) {
+                        lacks(format!("{min}..{max} wanted, {}/{nodes}/{}", asg.min, asg.max));
+                    }
+                    let ours = asg.policies.keys().any(|name| name.as_str() == TARGET_POLICY);
+                    if ours != spec.scaling.target().is_some() {
+                        lacks(format!("a scaling policy of ours: {ours}"));
+                    }
+                    let version = self.rules.version;
+                    if asg.template.version != version.to_string() {
+                        lacks(format!("image {version} wanted, {}", asg.template.version));
+                    }
+                    if asg.instances.values().any(|held| {
+                        !held.lifecycle.is_leaving() && held.template.version != version
+                    }) {
+                        lacks(format!("image {version} wanted, not of all instances"));
                     }
                     let serving = self.serving(name);
                     if serving != nodes {

@@ -7,8 +7,13 @@ use rand::Rng as _;
 
 use crate::agent::{Agent, Pid};
 use crate::broker::{Broker, copy_database};
+use crate::cloud::FINAL_VERSION;
+use crate::nodes::Node;
 use crate::oracle::Rules;
 use crate::world::{Event, START_UNIX_SECS, World, data_plane};
+
+/// Short, so that a run of minutes sees replacements.
+pub const NODE_PATIENCE_SECS: u64 = 40;
 
 impl World {
     pub fn start_agent(&mut self, disk: &Path) {
@@ -72,7 +77,7 @@ impl World {
     /// Something breaks, or comes back.
     pub fn trouble(&mut self) {
         let weather = self.weather.clone();
-        let pick = self.random.random_range(0..9);
+        let pick = self.random.random_range(0..11);
         let first = self.agents.keys().next().copied();
         match pick {
             0 if weather.partitions => {
@@ -129,6 +134,7 @@ impl World {
                 self.note(format_args!("the agents' clocks jump by {days} s"));
             }
             8 if weather.store_outages => self.toggle_store(),
+            9 | 10 if weather.ailing_nodes => self.a_node_ails(pick == 10),
             _ => {}
         }
     }
@@ -140,6 +146,17 @@ impl World {
             let victim = up[self.random.random_range(0..up.len())].clone();
             self.note(format_args!("{victim} dies"));
             self.machine(&victim, false);
+        }
+    }
+
+    pub fn a_node_ails(&mut self, is_mute: bool) {
+        let up: Vec<&mut Node> = self.nodes.values_mut().filter(|node| node.up).collect();
+        if !up.is_empty() {
+            let pick = self.random.random_range(0..up.len());
+            let Some(node) = up.into_iter().nth(pick) else { return };
+            (node.is_ailing, node.is_mute) = (!is_mute, is_mute);
+            let instance = node.instance.clone();
+            self.note(format_args!("{instance} {}", if is_mute { "is mute" } else { "ails" }));
         }
     }
 
@@ -172,7 +189,12 @@ impl World {
                 "name_prefix = \"{prefix}\"\nnodes_per_group_max = {group}\nnodes_total_max = {total}\n\
                  unsigned_orders = \"dev\"\ndestroy = \"{destroy}\"\npause = {pause}\n\
                  subnets = {subnets:?}\n\
-                 [launch_template]\nname = \"outstation-node\"\nversion = 1\n",
+                 min_healthy_percent = {healthy}\nreplacements_per_hour = {replacements}\n\
+                 node_patience_secs = {NODE_PATIENCE_SECS}\n\
+                 [launch_template]\nname = \"outstation-node\"\nversion = {version}\n",
+                healthy = rules.min_healthy_percent,
+                replacements = rules.replacements_per_hour,
+                version = rules.version,
                 prefix = crate::oracle::PREFIX,
                 group = rules.nodes_per_group_max,
                 total = rules.nodes_total_max,
@@ -215,6 +237,8 @@ impl World {
             destroy: true,
             nodes_per_group_max: 6,
             nodes_total_max: 100,
+            version: if self.weather.images { FINAL_VERSION } else { 1 },
+            ..self.rules
         };
         self.set_rules(rules);
         self.note(format_args!("faults stop"));

@@ -27,9 +27,14 @@ pub struct Weather {
     pub boots_fail: f64,
     pub machines_die: bool,
     pub hands: bool,
+    pub autoscaling: bool,
     pub clock_jumps: bool,
     pub guardrail_edits: bool,
     pub store_outages: bool,
+    /// The account's people change the image, and cancel or roll back refreshes by hand.
+    pub images: bool,
+    /// Nodes stop working, or stop talking.
+    pub ailing_nodes: bool,
 }
 
 impl Weather {
@@ -63,9 +68,12 @@ impl Weather {
             aws_outages: coin(),
             machines_die: coin(),
             hands: coin(),
+            autoscaling: coin(),
             clock_jumps: coin(),
             guardrail_edits: coin(),
             store_outages: coin(),
+            images: coin(),
+            ailing_nodes: coin(),
             delay_max_millis: random.random_range(1..2000),
             aws_latency_max_millis: random.random_range(1..1500),
         }

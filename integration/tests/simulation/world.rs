@@ -175,6 +175,9 @@ impl World {
             destroy: true,
             nodes_per_group_max: 6,
             nodes_total_max: 9,
+            version: 1,
+            min_healthy_percent: 90,
+            replacements_per_hour: 2,
         };
         let mut world = World {
             now_millis: 0,
