@@ -163,9 +163,9 @@ impl Config {
                 Policies::parse([text.as_str()]).with_context(|| path.display().to_string())?;
             guard.bind(&principal.arn, policies);
         }
-        for template in &self.launch_templates {
-            let used = TemplateUse { profile: None, tags: template.tags_launched };
-            guard.template(&template.id, used);
+        // One version that tags counts for all of its template.
+        for template in self.launch_templates.iter().filter(|template| template.tags_launched) {
+            guard.template(&template.id, TemplateUse { profile: None, tags: true });
         }
         Ok(guard)
     }

@@ -187,12 +187,6 @@ pub const CALLS: &[Call] = &[
         "stops a roll-out that a newer order has overtaken",
     ),
     call(
-        "autoscaling:RollbackInstanceRefresh",
-        &[Grant::Steer],
-        Manage,
-        "goes back to the image before when the new one does not become healthy",
-    ),
-    call(
         "autoscaling:SetInstanceHealth",
         &[Grant::Steer],
         Manage,

@@ -177,7 +177,6 @@ pub const CASES: &[Case] = &[
     case("ends a warm pool at once", Manage, Call("DeleteWarmPool AutoScalingGroupName=outstation-mine ForceDelete=true"), Allowed),
     case("starts a refresh", Manage, Call("StartInstanceRefresh AutoScalingGroupName=outstation-mine DesiredConfiguration.LaunchTemplate.LaunchTemplateName=outstation-node DesiredConfiguration.LaunchTemplate.Version=2"), Allowed),
     case("stops a refresh", Manage, Call("CancelInstanceRefresh AutoScalingGroupName=outstation-mine"), Allowed),
-    case("rolls a refresh back", Manage, Call("RollbackInstanceRefresh AutoScalingGroupName=outstation-mine"), Allowed),
     case("has a broken node replaced", Manage, Call("SetInstanceHealth InstanceId=@mine HealthStatus=Unhealthy"), Allowed),
     case("deletes by no force", Manage, Call("DeleteAutoScalingGroup AutoScalingGroupName=outstation-mine ForceDelete=true"), Denied),
     case("deletes by no force, whatever is attached", ManageBesideAll, Call("DeleteAutoScalingGroup AutoScalingGroupName=outstation-mine ForceDelete=true"), Denied),
@@ -196,6 +195,7 @@ pub const CASES: &[Case] = &[
 
     // What it never needs.
     case("terminates no instance", Manage, Call("TerminateInstanceInAutoScalingGroup InstanceId=@mine ShouldDecrementDesiredCapacity=true"), Denied),
+    case("rolls no refresh back: AWS does so by itself", Manage, Call("RollbackInstanceRefresh AutoScalingGroupName=outstation-mine"), Denied),
     case("protects no instance", Manage, Call("SetInstanceProtection AutoScalingGroupName=outstation-mine ProtectedFromScaleIn=true"), Denied),
     case("schedules nothing: a maximum by the back door", Manage, Call("PutScheduledUpdateGroupAction AutoScalingGroupName=outstation-mine ScheduledActionName=night MaxSize=500"), Denied),
     case("attaches no instance", Manage, Call("AttachInstances AutoScalingGroupName=outstation-mine InstanceIds.member.1=i-00000000000000bad"), Denied),

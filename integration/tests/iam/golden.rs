@@ -24,7 +24,6 @@ pub const NOT_CALLED_YET: &[&str] = &[
     "autoscaling:DeleteWarmPool",
     "autoscaling:StartInstanceRefresh",
     "autoscaling:CancelInstanceRefresh",
-    "autoscaling:RollbackInstanceRefresh",
     "autoscaling:SetInstanceHealth",
 ];
 

@@ -53,12 +53,17 @@ pub fn held(mut sim: Sim) -> Sim {
     sim
 }
 
-/// The policy is never too narrow: what it refuses is a call on a group that somebody has deleted meanwhile.
+/// The policy is never too narrow: what it refuses is a call on a group or an instance that went meanwhile.
 pub fn check(sim: &Sim, call: &Params, response: &http::Response<Bytes>) {
     if !String::from_utf8_lossy(response.body()).contains("<Code>AccessDenied</Code>") {
         return;
     }
-    let group = call.get("AutoScalingGroupName").or(call.get("Tags.member.1.ResourceId"));
-    let is_there = sim.model.groups().any(|there| Some(there.name.as_str()) == group);
-    assert!(group.is_some() && !is_there, "the policy is too narrow for {call:?}");
+    let is_there = match call.get("AutoScalingGroupName").or(call.get("Tags.member.1.ResourceId")) {
+        Some(group) => sim.model.groups().any(|there| there.name.as_str() == group),
+        None => {
+            let instance = call.get("InstanceId");
+            sim.model.instances().any(|there| Some(there.id.as_str()) == instance)
+        }
+    };
+    assert!(!is_there, "the policy is too narrow for {call:?}");
 }
