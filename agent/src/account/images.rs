@@ -10,7 +10,7 @@ use aws_sdk_autoscaling::types::{
 use outstation_protocol::{GroupName, InstanceId};
 
 use super::aws::{Aws, CallError, template};
-use super::entry::READY_HOOK;
+use super::entry::{READY_HEARTBEAT_SECS, READY_HOOK};
 use super::guardrails::{Guardrails, LaunchTemplate};
 use super::plan::Observed;
 use super::refresh::{Refresh, RefreshState};
@@ -86,6 +86,7 @@ impl Aws {
         launch_template: &LaunchTemplate,
         min_healthy_percent: u32,
     ) -> Result<(), CallError> {
+        self.put_ready_hook(asg_name).await?;
         let percent = i32::try_from(min_healthy_percent).unwrap_or(100);
         // With the maximum said, AWS launches before it ends where it cannot keep the minimum otherwise.
         let preferences = RefreshPreferences::builder()
@@ -109,6 +110,22 @@ impl Aws {
             .map(drop)
             .map_err(|e| CallError::of("StartInstanceRefresh", e));
         already(started, "InstanceRefreshInProgress")
+    }
+
+    /// Also for a group that was made before there was this hook, or that somebody took it from: without it AWS would go on
+    /// as soon as a machine runs.
+    async fn put_ready_hook(&self, asg_name: &str) -> Result<(), CallError> {
+        self.mutations
+            .put_lifecycle_hook()
+            .auto_scaling_group_name(asg_name)
+            .lifecycle_hook_name(READY_HOOK)
+            .lifecycle_transition("autoscaling:EC2_INSTANCE_LAUNCHING")
+            .heartbeat_timeout(READY_HEARTBEAT_SECS)
+            .default_result("ABANDON")
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| CallError::of("PutLifecycleHook", e))
     }
 
     pub(super) async fn cancel_refresh(&self, asg_name: &str) -> Result<(), CallError> {

@@ -154,7 +154,13 @@ fn unfinished(
         return told;
     }
     if let Some(held) = held.first() {
-        let phase = if observed.is_some() { GroupPhase::Updating } else { GroupPhase::Pending };
+        let is_as_ordered = memory.converged == Some(accepted.order.generation);
+        let phase = match observed {
+            None => GroupPhase::Pending,
+            // No order waits: a node is to be replaced, and may not be.
+            Some(_) if is_as_ordered && held.generation.is_none() => GroupPhase::Degraded,
+            Some(_) => GroupPhase::Updating,
+        };
         return (phase, format!("held: {}", held.message));
     }
     if let Some(told) = told {

@@ -100,7 +100,9 @@ impl World {
         let is_late =
             ended.is_some_and(|ended| begun.started - ended <= time::Duration::seconds(STALE_SECS));
         let differs = of(begun).is_some_and(|version| version != group.template.version);
-        let is_needed = begun.to_update > 0 || differs || is_late || self.weather.hands;
+        let is_stale =
+            self.weather.aws.iter().any(|(fault, odds)| *fault == Fault::Stale && *odds > 0.0);
+        let is_needed = begun.to_update > 0 || differs || is_late || is_stale || self.weather.hands;
         assert!(is_needed, "{name}: a refresh with nothing to replace");
     }
 

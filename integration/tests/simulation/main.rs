@@ -5,6 +5,7 @@
 mod agent;
 mod broker;
 mod cloud;
+mod images;
 mod month;
 mod nodes;
 mod oracle;

@@ -141,6 +141,9 @@ impl Oracle {
                     (Some("true"), Some("true"))
                 );
             }
+            "PutLifecycleHook" => {
+                assert_eq!(form.get("LifecycleHookName"), Some("outstation-ready"), "{group}");
+            }
             "CancelInstanceRefresh" => assert!(basis.live, "{group}: cancelled while offline"),
             other => panic!("{other}: not a call that the agent may make"),
         }
