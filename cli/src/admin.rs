@@ -15,6 +15,7 @@ use outstation_api::admin::{
     ListGroupsRequest, PutOrderRequest, WatchEventsRequest, WatchEventsResponse,
     WatchGroupsRequest,
 };
+use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::GroupName;
 use outstation_protocol::order::Order;
 
@@ -22,6 +23,7 @@ use crate::context::{Context, Endpoint, reach_hint, read_root, read_token};
 use crate::link::Link;
 use crate::message::{Failure, Hint as _, chain};
 use crate::plan::Newest;
+use crate::signing::Trust;
 use crate::view::{GroupView, OrderId};
 
 /// The broker answers from a local database; ten seconds is a stuck one.
@@ -94,9 +96,9 @@ impl Admin {
     }
 
     /// The newest order of every group, as plans need them.
-    pub async fn newest(&self) -> anyhow::Result<BTreeMap<GroupName, Newest>> {
+    pub async fn newest(&self, trust: &Trust) -> anyhow::Result<BTreeMap<GroupName, Newest>> {
         let groups = self.groups().await?;
-        Ok(groups.iter().map(|group| (group.name.clone(), group.newest())).collect())
+        Ok(groups.iter().map(|group| (group.name.clone(), group.newest(trust))).collect())
     }
 
     pub async fn group(&self, name: &GroupName) -> anyhow::Result<GroupView> {
@@ -138,9 +140,8 @@ impl Admin {
         }
     }
 
-    pub async fn put(&self, order: Order) -> anyhow::Result<OrderId> {
-        let (group, generation) = (order.group.clone(), order.generation);
-        let envelope = order.into_envelope();
+    pub async fn put(&self, order: &Order, envelope: &Envelope) -> anyhow::Result<OrderId> {
+        let (group, generation) = (&order.group, order.generation);
         let request = PutOrderRequest { envelope: envelope.to_json().into() };
         let mut client = self.client.clone();
         match tokio::time::timeout(CALL_TIMEOUT, client.put_order(request)).await {

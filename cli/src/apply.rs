@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, IsTerminal as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
 
+use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::GroupName;
+use outstation_protocol::order::Order;
 
 use crate::admin::Admin;
 use crate::artifacts::Repo;
@@ -16,8 +18,10 @@ use crate::context::Context;
 use crate::follow::{self, Fate, Followed};
 use crate::manifest::Manifest;
 use crate::message::Failure;
-use crate::plan::{self, Newest, Plan, counted, render};
+use crate::orders;
+use crate::plan::{self, Plan, counted, render};
 use crate::progress;
+use crate::signing::Signing;
 use crate::view::{GroupView, OrderId};
 
 #[derive(Debug, Clone)]
@@ -30,6 +34,8 @@ pub struct ApplyOptions {
     pub follow: Option<Duration>,
     /// Whether a person can be asked.
     pub interactive: bool,
+    /// Write the signed orders there instead of putting them: others have to sign too.
+    pub out: Option<PathBuf>,
 }
 
 impl ApplyOptions {
@@ -44,6 +50,8 @@ pub enum Outcome {
     NothingToDo,
     /// The person said no.
     Declined,
+    /// Orders are in a file, for the next signer.
+    Written(PathBuf),
     /// Orders are put and nobody waits for them.
     Put(BTreeMap<GroupName, OrderId>),
     Followed(Followed),
@@ -125,10 +133,15 @@ pub async fn apply_repo(
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<Outcome> {
     let declared = repo.declared()?;
+    // Only now: the declarations, which are anybody's code, have ended.
+    let signing = Signing::of(context)?;
+    check_signing(&signing, context, options)?;
+    let trust = signing.trust(context);
     let admin = Admin::connect(context).await?;
-    let newest = admin.newest().await?;
+    let newest = admin.newest(&trust).await?;
     let plan = plan::plan(&declared, &newest);
-    write!(out, "{}", render::text(&plan)).context("print the plan")?;
+    trust.check(&plan, &newest)?;
+    print_plan(&plan, &signing, out)?;
     if plan.is_empty() {
         // The plan says that nothing differs; artifacts may still be missing from a new store.
         repo.write(&context.artifacts).await?;
@@ -145,7 +158,37 @@ pub async fn apply_repo(
         return Ok(Outcome::Declined);
     }
     repo.write(&context.artifacts).await?;
-    carry_out(context, &admin, &plan, &newest, options, out).await
+    let orders = plan::orders(&plan, &newest, context, clock::now_unix_secs());
+    carry_out(&admin, orders, &signing, options, out).await
+}
+
+fn check_signing(
+    signing: &Signing,
+    context: &Context,
+    options: &ApplyOptions,
+) -> Result<(), Failure> {
+    signing.check()?;
+    match &context.signers {
+        Some(signers) if signers.threshold() > 1 && options.out.is_none() => Err(Failure::new(
+            format!("{} signers have to sign, and you are one", signers.threshold()),
+            "apply with --out FILE; the others run `outstation order sign FILE`, then anyone \
+             `outstation order put FILE`",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The plan, and who signs what comes of it.
+pub fn print_plan(
+    plan: &Plan,
+    signing: &Signing,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<()> {
+    write!(out, "{}", render::text(plan)).context("print the plan")?;
+    if !plan.is_empty() {
+        writeln!(out, "{}", signing.sentence()).context("print the plan")?;
+    }
+    Ok(())
 }
 
 /// Destroys one group, or every group there is.
@@ -155,8 +198,11 @@ pub async fn destroy(
     options: &ApplyOptions,
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<Outcome> {
+    let signing = Signing::of(context)?;
+    check_signing(&signing, context, options)?;
+    let trust = signing.trust(context);
     let admin = Admin::connect(context).await?;
-    let newest = admin.newest().await?;
+    let newest = admin.newest(&trust).await?;
     if let Some(name) = only
         && !newest.contains_key(name)
     {
@@ -164,17 +210,19 @@ pub async fn destroy(
         return Err(Failure::new(what, "`outstation get` lists those that there are").into());
     }
     let plan = plan::plan_destroy(&newest, only);
-    write!(out, "{}", render::text(&plan)).context("print the plan")?;
+    trust.check(&plan, &newest)?;
+    print_plan(&plan, &signing, out)?;
     if plan.is_empty() {
         return Ok(Outcome::NothingToDo);
     }
     if !ask(consent(&plan, only.is_none(), options))? {
         return Ok(Outcome::Declined);
     }
-    carry_out(context, &admin, &plan, &newest, options, out).await
+    let orders = plan::orders(&plan, &newest, context, clock::now_unix_secs());
+    carry_out(&admin, orders, &signing, options, out).await
 }
 
-fn ask(consent: Consent) -> anyhow::Result<bool> {
+pub fn ask(consent: Consent) -> anyhow::Result<bool> {
     let read = |question: &str| {
         eprint!("{question}");
         let mut line = String::new();
@@ -192,17 +240,36 @@ fn ask(consent: Consent) -> anyhow::Result<bool> {
 }
 
 async fn carry_out(
-    context: &Context,
     admin: &Admin,
-    plan: &Plan,
-    newest: &BTreeMap<GroupName, Newest>,
+    orders: Vec<Order>,
+    signing: &Signing,
+    options: &ApplyOptions,
+    out: &mut (dyn Write + Send),
+) -> anyhow::Result<Outcome> {
+    let mut signed = Vec::new();
+    for order in orders {
+        let mut envelope = order.clone().into_envelope();
+        signing.sign(&mut envelope)?;
+        signed.push((order, envelope));
+    }
+    let Some(path) = &options.out else { return put_all(admin, &signed, options, out).await };
+    let envelopes: Vec<Envelope> = signed.into_iter().map(|(_, envelope)| envelope).collect();
+    orders::write_new(path, &envelopes)?;
+    writeln!(out, "{} written to {}", counted(envelopes.len() as u64, "order"), path.display())
+        .context("print the orders")?;
+    Ok(Outcome::Written(path.clone()))
+}
+
+pub async fn put_all(
+    admin: &Admin,
+    orders: &[(Order, Envelope)],
     options: &ApplyOptions,
     out: &mut (dyn Write + Send),
 ) -> anyhow::Result<Outcome> {
     let mut put = BTreeMap::new();
-    for order in plan::orders(plan, newest, context, clock::now_unix_secs()) {
+    for (order, envelope) in orders {
         let group = order.group.clone();
-        let order = admin.put(order).await?;
+        let order = admin.put(order, envelope).await?;
         writeln!(out, "{group}: {order} put").context("print the orders")?;
         put.insert(group, order);
     }
@@ -371,7 +438,8 @@ mod tests {
             ),
         ] {
             let plan = plan(changes);
-            let options = ApplyOptions { yes, confirm_destroy, follow: None, interactive };
+            let options =
+                ApplyOptions { yes, confirm_destroy, follow: None, interactive, out: None };
             let seen = match consent(&plan, plan.empties_the_account(), &options) {
                 Consent::Given => "given".to_owned(),
                 Consent::AskYes(_) => "ask yes".to_owned(),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use outstation_protocol::ids::GroupName;
+use outstation_protocol::ids::{Digest, GroupName};
 
 /// A day: who waits for longer does not wait. Also far from where adding it to the time overflows.
 const SECS_MAX: u64 = 24 * 3600;
@@ -46,9 +46,93 @@ pub enum Verb {
     Events(Events),
     /// Evaluate a feature view or service for some rows
     Call(Call),
+    /// Sign orders that somebody else has made, or hand them to the broker
+    Order(OrderVerbs),
+    /// Make or show the key that signs orders
+    Key(Key),
     /// Run a command that dies with the process that started it
     #[command(hide = true)]
     Supervise(Supervise),
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Sign {
+    /// The private key to sign with, or `ssh-agent` [default: OUTSTATION_SIGNING_KEY, then signing_key of the context]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Go on from this order of the broker's although no signer whom the context trusts has signed it
+    #[arg(long, value_name = "DIGEST")]
+    pub trust_order: Vec<Digest>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct OrderVerbs {
+    #[command(subcommand)]
+    pub verb: OrderVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OrderVerb {
+    /// Show what the orders in a file change, and add your signature to them
+    Sign(OrderSign),
+    /// Hand orders that enough signers have signed to the broker, and follow them
+    Put(OrderPut),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct OrderSign {
+    /// A file that `outstation apply --out` has written
+    pub file: PathBuf,
+    /// Sign without asking
+    #[arg(long, short)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub sign: Sign,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct OrderPut {
+    /// A file that `outstation apply --out` has written
+    pub file: PathBuf,
+    /// Put the orders and do not wait for the account
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How many seconds to wait for the account
+    #[arg(long, default_value_t = 600, value_name = "SECS",
+        value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
+    pub timeout: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Key {
+    #[command(subcommand)]
+    pub verb: KeyVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Make a new private key in a file that only you can read, and say who has to know it
+    Create(KeyCreate),
+    /// Show the public key, and where it has to be named
+    Show(KeyShow),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KeyCreate {
+    /// [default: ~/.config/outstation/signing-key.pem]
+    pub file: Option<PathBuf>,
+    /// What the signer is called in guardrails and contexts [default: the name of the user]
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct KeyShow {
+    /// [default: the one that orders would be signed with]
+    pub file: Option<PathBuf>,
+    /// What the signer is called in guardrails and contexts [default: the name of the user]
+    #[arg(long)]
+    pub name: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -56,6 +140,8 @@ pub struct Plan {
     /// The folder of the declarations
     #[arg(default_value = ".")]
     pub dir: PathBuf,
+    #[command(flatten)]
+    pub sign: Sign,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -79,6 +165,11 @@ pub struct Follow {
     /// Print the outcome as JSON; the plan goes to standard error
     #[arg(long)]
     pub json: bool,
+    /// Write the orders, with your signature, to a new file instead: others have to sign them too
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub sign: Sign,
 }
 
 #[derive(Debug, ClapArgs)]

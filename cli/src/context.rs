@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use outstation_protocol::ids::{AccountId, Region, TenantId};
 use outstation_protocol::model::DataPlane;
+use outstation_protocol::signing::Signers;
 
 use crate::message::{self, Failure};
+use crate::signing::TrustedOrders;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,9 +24,39 @@ pub struct Context {
     pub python: PathBuf,
     /// The account store, in which `artifacts/` is written.
     pub artifacts: PathBuf,
+    /// The private key that orders are signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing_key: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "UnsignedOrders::is_refused")]
+    pub unsigned_orders: UnsignedOrders,
     pub broker: Endpoint,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callers: Option<Endpoint>,
+    /// Whose orders are believed when the broker shows them; without it one's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signers: Option<Signers>,
+    /// `--key`: comes before everything else.
+    #[serde(skip)]
+    pub key: Option<PathBuf>,
+    /// `--trust-order`: orders that a person vouches for.
+    #[serde(skip)]
+    pub trust_orders: TrustedOrders,
+}
+
+/// Whether orders are put that nobody has signed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnsignedOrders {
+    #[default]
+    Refuse,
+    /// Where nothing is at stake; the account's guardrails have to say the same.
+    Dev,
+}
+
+impl UnsignedOrders {
+    fn is_refused(&self) -> bool {
+        *self == UnsignedOrders::Refuse
+    }
 }
 
 /// A gRPC endpoint behind TLS with its own root and a bearer token.
@@ -52,6 +84,13 @@ impl Context {
                 "compare it with the one that `outstation dev` writes",
             )
         })?;
+        if context.signers.is_some() && context.unsigned_orders == UnsignedOrders::Dev {
+            return Err(Failure::new(
+                format!("the context {} names signers and puts unsigned orders", path.display()),
+                "take out unsigned_orders = \"dev\", or [signers]",
+            )
+            .into());
+        }
         let endpoints = [("broker", Some(&context.broker)), ("callers", context.callers.as_ref())];
         for (section, endpoint) in endpoints {
             if let Some(Endpoint { url, .. }) = endpoint
@@ -215,6 +254,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outstation_protocol::signing::SigningKey;
 
     fn context() -> Context {
         let endpoint = |port| Endpoint {
@@ -231,6 +271,14 @@ mod tests {
             artifacts: "/store".into(),
             broker: endpoint(1),
             callers: Some(endpoint(2)),
+            signing_key: Some("/keys/ops.pem".into()),
+            unsigned_orders: UnsignedOrders::Refuse,
+            signers: Some(Signers::only(
+                "ops@example".to_owned().try_into().expect("valid"),
+                SigningKey::from_seed(&[1; 32]).public(),
+            )),
+            key: None,
+            trust_orders: TrustedOrders::new(),
         }
     }
 

@@ -96,6 +96,7 @@ pub async fn follow(
 mod tests {
     use super::*;
     use crate::view::Answer;
+    use outstation_protocol::envelope::Envelope;
     use outstation_protocol::ids::Digest;
     use outstation_protocol::order::Intent;
 
@@ -107,6 +108,8 @@ mod tests {
             digest: Digest::of(b"order"),
             put_at_unix_secs: 0,
             intent: Intent::Destroy,
+            envelope: Envelope::unsigned(Vec::new()),
+            signed: None,
             accepted: None,
             accepted_order: None,
             converged: converged

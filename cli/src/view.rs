@@ -11,6 +11,7 @@ use outstation_protocol::ids::{Digest, Generation, GroupName};
 use outstation_protocol::order::{Intent, Order};
 
 use crate::plan::Newest;
+use crate::signing::{Signed, Trust};
 
 /// Which order of a group: every line about one names both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -33,6 +34,12 @@ pub struct GroupView {
     pub put_at_unix_secs: u64,
     /// The newest order's.
     pub intent: Intent,
+    /// The newest order, as the broker gave it.
+    #[serde(skip)]
+    pub envelope: Envelope,
+    /// Who has signed the order that is shown, once somebody has looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed: Option<Signed>,
     pub accepted: Option<Accepted>,
     /// What was accepted, if that is not the newest order and the broker has it.
     pub accepted_order: Option<AcceptedOrder>,
@@ -52,6 +59,8 @@ pub struct Accepted {
 pub struct AcceptedOrder {
     pub put_at_unix_secs: u64,
     pub intent: Intent,
+    #[serde(skip)]
+    pub envelope: Envelope,
 }
 
 /// The order that the account acts on.
@@ -120,7 +129,7 @@ pub struct Node {
 }
 
 impl GroupView {
-    pub fn newest(&self) -> Newest {
+    pub fn newest(&self, trust: &Trust) -> Newest {
         let refused = self
             .refusal_of(self.generation)
             .map(|refused| format!("{}: {}", refused.rule, refused.message));
@@ -134,7 +143,16 @@ impl GroupView {
             intent: self.intent.clone(),
             refused,
             present,
+            signed: trust.judge(&self.envelope),
         }
+    }
+
+    /// Looks at the signatures of the order that is shown; unknown if this broker lacks it.
+    pub fn look_at_signatures(&mut self, trust: &Trust) {
+        let shown = self.shown().order;
+        let accepted = self.accepted_order.as_ref().map(|order| &order.envelope);
+        let envelope = if shown == self.newest_order() { Some(&self.envelope) } else { accepted };
+        self.signed = envelope.map(|envelope| trust.judge(envelope));
     }
 
     pub fn newest_order(&self) -> OrderId {
@@ -210,7 +228,8 @@ impl TryFrom<admin::Group> for GroupView {
                     bail!("the broker shows another order of {:?} than was accepted", group.name);
                 }
                 let intent = order.intent;
-                Some(AcceptedOrder { put_at_unix_secs: raw.put_at_unix_secs, intent })
+                let put_at_unix_secs = raw.put_at_unix_secs;
+                Some(AcceptedOrder { put_at_unix_secs, intent, envelope })
             }
             (None, _) | (_, None) => None,
         };
@@ -231,6 +250,8 @@ impl TryFrom<admin::Group> for GroupView {
             digest: envelope.digest(),
             put_at_unix_secs: group.put_at_unix_secs,
             intent: order.intent,
+            envelope,
+            signed: None,
             accepted,
             accepted_order,
             converged: group.converged.map(|converged| Answer {

@@ -8,6 +8,7 @@ pub mod ids;
 pub mod model;
 pub mod order;
 pub mod session;
+pub mod signing;
 pub mod status;
 pub mod v1;
 

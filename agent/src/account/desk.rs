@@ -1,7 +1,7 @@
 //! Where orders are dealt with: judged, written down, answered. No sockets: the control link drives
 //! it over QUIC, the simulation over its own wire.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use anyhow::anyhow;
 use outstation_protocol::Envelope;
 use outstation_protocol::ids::{AgentId, Digest, Generation, GroupName};
 use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, Verdict};
+use outstation_protocol::signing::SignerName;
 use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
 
 use super::journal::record::Event;
-use super::judge::{Bench, judge};
+use super::judge::{Approved, Bench, judge};
 use super::shared::{Shared, lock};
 use crate::trust::files;
 
@@ -76,9 +77,13 @@ impl Desk {
             now_unix_secs: self.shared.clock.unix_secs(),
         };
         let judged = judge(entry, envelope, &bench);
+        let mut signed_by = String::new();
         let refused = match judged {
-            Ok(order) => match ledger.accept(order, envelope) {
-                Ok(()) => None,
+            Ok(Approved { order, signed_by: names }) => match ledger.accept(order, envelope) {
+                Ok(()) => {
+                    signed_by = who(&names);
+                    None
+                }
                 Err(error) => {
                     // It has learnt what is there instead.
                     self.shared.weigh(&ledger);
@@ -104,7 +109,7 @@ impl Desk {
         });
         match refused {
             None => {
-                tracing::info!(%group, %generation, digest, "accepted");
+                tracing::info!(%group, %generation, digest, signed_by, "accepted");
                 self.shared.changed.send_modify(|count| *count += 1);
                 self.shared.look.notify_one();
                 Verdict::Accepted
@@ -154,6 +159,11 @@ pub fn is_asked_again(verdict: &Verdict) -> bool {
         Verdict::Refused(refusal) => !refusal.rule.is_final(),
         Verdict::Accepted => false,
     }
+}
+
+fn who(signers: &BTreeSet<SignerName>) -> String {
+    let names: Vec<String> = signers.iter().map(ToString::to_string).collect();
+    if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
 }
 
 fn refusals(reports: &Reports) -> Reports {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::Path;
 
 use outstation_protocol::GroupName;
+use outstation_protocol::signing::Signers;
 use serde::Deserialize;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -14,6 +15,9 @@ pub struct Guardrails {
     pub name_prefix: NamePrefix,
     pub nodes_per_group_max: u32,
     pub nodes_total_max: u32,
+    /// Who may sign orders. Nobody: none is accepted.
+    #[serde(default)]
+    pub signers: Option<Signers>,
     #[serde(default)]
     pub unsigned_orders: UnsignedOrders,
     #[serde(default)]
@@ -137,7 +141,25 @@ impl Guardrails {
         if guardrails.min_healthy_percent > 100 {
             return Err(NoGuardrails("min_healthy_percent is more than 100".to_owned()));
         }
+        if guardrails.signers.is_some() && guardrails.unsigned_orders == UnsignedOrders::Dev {
+            let why = "they name signers and let unsigned orders pass: take out \
+                unsigned_orders = \"dev\", or [signers]";
+            return Err(NoGuardrails(why.to_owned()));
+        }
         Ok(guardrails)
+    }
+
+    /// Whose orders count, in one line for people.
+    pub fn orders(&self) -> String {
+        match (&self.signers, self.unsigned_orders) {
+            (None, UnsignedOrders::Dev) => "UNSIGNED orders are accepted".to_owned(),
+            (None, UnsignedOrders::Refuse) => "no order is accepted: no [signers]".to_owned(),
+            (Some(signers), _) => {
+                let names: Vec<String> =
+                    signers.signers().map(|signer| signer.name.to_string()).collect();
+                format!("orders signed by {} of: {}", signers.threshold(), names.join(", "))
+            }
+        }
     }
 
     /// The AutoScaling group's name.
@@ -180,6 +202,7 @@ version = 1
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outstation_protocol::signing::SigningKey;
 
     #[test]
     fn what_is_not_said_is_the_stricter_choice() {
@@ -188,10 +211,38 @@ mod tests {
         let guardrails = Guardrails::parse(&text).expect("both are optional");
         assert_eq!(guardrails.unsigned_orders, UnsignedOrders::Refuse);
         assert_eq!(guardrails.destroy, DestroyPolicy::Never);
+        assert_eq!(guardrails.orders(), "no order is accepted: no [signers]");
+    }
+
+    #[test]
+    fn it_is_told_whose_orders_count() {
+        let key = |seed| SigningKey::from_seed(&[seed; 32]).public();
+        let signed = SAMPLE.replace("unsigned_orders = \"dev\"\n", "");
+        let signed = format!(
+            "{signed}[signers]\nthreshold = 2\nkeys = [\n\
+             {{ name = \"ann\", key = \"{}\" }},\n{{ name = \"bob\", key = \"{}\" }},\n]\n",
+            key(1),
+            key(2)
+        );
+        for (text, wanted) in [
+            (SAMPLE.to_owned(), "UNSIGNED orders are accepted"),
+            (signed, "orders signed by 2 of: "),
+        ] {
+            let told = Guardrails::parse(&text).expect("valid").orders();
+            assert!(told.starts_with(wanted), "{told}");
+        }
     }
 
     #[test]
     fn a_broken_file_is_no_guardrails() {
+        let with_signers = |key: &str, threshold: u32| {
+            format!(
+                "{SAMPLE}[signers]\nthreshold = {threshold}\n\
+                 keys = [{{ name = \"ann\", key = \"{key}\" }}]\n"
+            )
+        };
+        let key = SigningKey::from_seed(&[1; 32]).public().to_string();
+        let weak = format!("ed25519:{}=", "A".repeat(43));
         for (broken, words) in [
             (SAMPLE.replace("version = 1", "version = \"$Latest\""), "version"),
             (SAMPLE.replace("nodes_total_max = 60", "nodes_totalmax = 60"), "nodes_totalmax"),
@@ -202,6 +253,12 @@ mod tests {
                 "min_healthy_percent",
             ),
             ("not toml".to_owned(), "expected"),
+            (format!("{SAMPLE}[signers]\nkeys = []\n"), "signers without any key"),
+            (format!("{SAMPLE}[signers]\nkeys = [{{ name = \"a\" }}]\n"), "missing field `key`"),
+            (with_signers("ed25519:AAAA", 1), "is no public key"),
+            (with_signers(&weak, 1), "small order"),
+            (with_signers(&key, 2), "threshold 2 of 1 signers cannot be"),
+            (with_signers(&key, 1), "let unsigned orders pass"),
         ] {
             let NoGuardrails(why) = Guardrails::parse(&broken).expect_err(words);
             assert!(why.contains(words), "{words:?} not in {why:?}");

@@ -1,9 +1,10 @@
 //! Whether an order may be accepted. Pure: the envelope, what the ledger holds, the guardrails and
 //! the time go in; the order or the refusal comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outstation_protocol::order::{Intent, Order};
+use outstation_protocol::signing::{SignerName, Unverified};
 use outstation_protocol::v1::{Refusal, RefusalRule, SetEntry};
 use outstation_protocol::{DataPlane, Envelope, GroupName, TenantId};
 
@@ -31,7 +32,23 @@ pub struct Bench<'a> {
     pub now_unix_secs: u64,
 }
 
-pub fn judge(entry: &SetEntry, envelope: &Envelope, bench: &Bench<'_>) -> Result<Order, Refusal> {
+/// An order that may be accepted; nothing but [`judge`] makes one.
+#[derive(Debug)]
+pub struct Approved {
+    pub order: Order,
+    /// Empty where unsigned orders are taken.
+    pub signed_by: BTreeSet<SignerName>,
+}
+
+/// The signatures are looked at first: what an envelope says is nobody's word before.
+pub fn judge(
+    entry: &SetEntry,
+    envelope: &Envelope,
+    bench: &Bench<'_>,
+) -> Result<Approved, Refusal> {
+    let Bench { identity, ledger, floors, standing, guardrails, now_unix_secs } = *bench;
+    let guardrails = guardrails.as_ref().map_err(|why| without_guardrails(why, standing))?;
+    let signed_by = check_signatures(envelope, guardrails)?;
     let order = Order::from_envelope(envelope).map_err(|error| {
         refusal(
             RefusalRule::Malformed,
@@ -49,13 +66,9 @@ pub fn judge(entry: &SetEntry, envelope: &Envelope, bench: &Bench<'_>) -> Result
             "the broker filed an order under a wrong name; look into the broker",
         ));
     }
-    let Bench { identity, ledger, floors, standing, guardrails, now_unix_secs } = *bench;
     check_addressee(&order, identity)?;
-    // Before anything that would be final: as long as the ledger may be wrong, so may be its word.
-    // Without guardrails nothing can be looked at, and they are what a person has to mend first.
-    if let Some(refusal) = standing.refusal()
-        && (guardrails.is_ok() || !standing.contradictions().is_empty())
-    {
+    // Before anything that the ledger's word would make final: it may be wrong.
+    if let Some(refusal) = standing.refusal() {
         return Err(refusal);
     }
     check_lineage(&order, envelope, ledger.get(&order.group), floors.get(&order.group))?;
@@ -69,24 +82,65 @@ pub fn judge(entry: &SetEntry, envelope: &Envelope, bench: &Bench<'_>) -> Result
             "apply again",
         ));
     }
-    let guardrails = guardrails.as_ref().map_err(|NoGuardrails(why)| {
-        refusal(
-            RefusalRule::Guardrail,
-            format!("the account has no valid guardrails: {why}"),
-            "the account's people must mend guardrails/guardrails.toml in the account store; \
-                 then apply again",
-        )
-    })?;
-    // Signatures are not verified yet, so whatever an envelope carries counts as none.
-    if guardrails.unsigned_orders == UnsignedOrders::Refuse {
-        return Err(refusal(
-            RefusalRule::Signature,
-            "no signature on the order can be verified".to_owned(),
-            "this release takes orders in development accounts only (unsigned_orders = \"dev\")",
-        ));
-    }
     check_guardrails(&order, ledger, standing, guardrails)?;
-    Ok(order)
+    Ok(Approved { order, signed_by })
+}
+
+/// Without them nothing can be looked at, and they are what a person has to mend first; unless a
+/// contradiction is known already, which is not final.
+fn without_guardrails(NoGuardrails(why): &NoGuardrails, standing: &Standing) -> Refusal {
+    if !standing.contradictions().is_empty()
+        && let Some(refusal) = standing.refusal()
+    {
+        return refusal;
+    }
+    refusal(
+        RefusalRule::Guardrail,
+        format!("the account has no valid guardrails: {why}"),
+        "the account's people must mend guardrails/guardrails.toml in the account store; \
+             then apply again",
+    )
+}
+
+/// Who has signed it, if they are enough. Removing a signer ends what they may sign from then on;
+/// what was accepted before is in the ledger, and not judged again.
+fn check_signatures(
+    envelope: &Envelope,
+    guardrails: &Guardrails,
+) -> Result<BTreeSet<SignerName>, Refusal> {
+    let Some(signers) = &guardrails.signers else {
+        return match guardrails.unsigned_orders {
+            // Whatever signatures it carries: there is nobody to know them.
+            UnsignedOrders::Dev => Ok(BTreeSet::new()),
+            UnsignedOrders::Refuse => Err(refusal(
+                RefusalRule::Signature,
+                "the account's guardrails name nobody who may sign orders".to_owned(),
+                "whoever may write guardrails/ in the account store adds [signers] with the key \
+                 that `outstation key show` prints; then apply again",
+            )),
+        };
+    };
+    signers.verify(envelope).map_err(|error| {
+        let hint = match &error {
+            Unverified::Unsigned => {
+                "apply again with the key of a signer: `outstation key create` makes one, and \
+                 whoever may write guardrails/ in the account store names it in [signers]"
+            }
+            Unverified::Strangers(_) => {
+                "apply again with the key of a signer, or have whoever may write guardrails/ in \
+                 the account store name this one in [signers]; `outstation key show` prints it"
+            }
+            Unverified::TooFew { .. } => {
+                "apply again with --out FILE, have the others sign it by `outstation order sign FILE`, \
+                 then put it by `outstation order put FILE`"
+            }
+            Unverified::Malformed { .. } | Unverified::Invalid(_) => {
+                "apply again; if nobody changed a key, somebody changed the order on its way: \
+                 look into the broker"
+            }
+        };
+        refusal(RefusalRule::Signature, error.to_string(), hint)
+    })
 }
 
 fn check_addressee(order: &Order, identity: &Identity) -> Result<(), Refusal> {

@@ -3,6 +3,7 @@ use crate::account::floor::{Contradiction, Tag};
 use crate::account::guardrails;
 use crate::account::testing::{group, identity, ledger_of, order, spec};
 use outstation_protocol::envelope::Signature;
+use outstation_protocol::signing::{Signer, Signers, SigningKey};
 use outstation_protocol::{AccountId, Digest, Generation};
 
 const NOW: u64 = 1_000_000;
@@ -30,7 +31,10 @@ fn verdict_in(
     let (identity, ledger, now_unix_secs) = (&identity(), &ledger_of(accepted), NOW);
     let bench = Bench { identity, ledger, floors, standing, guardrails, now_unix_secs };
     match judge(&entry, &envelope, &bench) {
-        Ok(_) => "accepted".to_owned(),
+        Ok(approved) => {
+            assert!(approved.signed_by.is_empty(), "nobody has signed");
+            "accepted".to_owned()
+        }
         Err(refusal) => format!("{:?}: {}", refusal.rule, refusal.message),
     }
 }
@@ -182,7 +186,7 @@ fn strict_guardrails_take_no_unsigned_order_and_no_destroy() {
     let digest = first.clone().into_envelope().digest();
     let mut strict = guardrails::sample();
     strict.unsigned_orders = UnsignedOrders::Refuse;
-    let refused = "Signature: no signature on the order can be verified";
+    let refused = "Signature: the account's guardrails name nobody who may sign orders";
     assert_eq!(verdict(&first, &[], strict.clone()), refused);
     let mut envelope = first.clone().into_envelope();
     envelope.signatures.push(Signature { keyid: "anybody".into(), sig: vec![0; 64] });
@@ -218,4 +222,202 @@ fn an_order_filed_under_another_name_is_refused() {
         SetEntry { group: group("b"), generation: Generation(1), digest: envelope.digest() };
     let refusal = judged(&entry, &envelope, &Ok(guardrails::sample()));
     assert_eq!(refusal.rule, RefusalRule::Malformed);
+}
+
+fn key(seed: u8) -> SigningKey {
+    SigningKey::from_seed(&[seed; 32])
+}
+
+fn signers(threshold: usize, names: &[(&str, u8)]) -> Guardrails {
+    let signers = names.iter().map(|(name, seed)| Signer {
+        name: (*name).to_owned().try_into().expect("valid"),
+        key: key(*seed).public(),
+    });
+    let mut guardrails = guardrails::sample();
+    guardrails.unsigned_orders = UnsignedOrders::Refuse;
+    guardrails.signers = Some(Signers::new(threshold, signers.collect()).expect("valid"));
+    guardrails
+}
+
+fn signed(order: &Order, seeds: &[u8]) -> Envelope {
+    let mut envelope = order.clone().into_envelope();
+    for seed in seeds {
+        envelope.sign(&key(*seed));
+    }
+    envelope
+}
+
+fn judged_signed(envelope: &Envelope, ledger: &[Order], guardrails: Guardrails) -> String {
+    // As an honest broker files it; a payload that is no order, under any name.
+    let order = Order::from_envelope(envelope);
+    let entry = SetEntry {
+        group: order.as_ref().map_or(group("a"), |order| order.group.clone()),
+        generation: order.as_ref().map_or(Generation(1), |order| order.generation),
+        digest: envelope.digest(),
+    };
+    let bench = Bench {
+        identity: &identity(),
+        ledger: &ledger_of(ledger),
+        floors: &Floors::new(),
+        standing: &CLEAR,
+        guardrails: &Ok(guardrails),
+        now_unix_secs: NOW,
+    };
+    match judge(&entry, envelope, &bench) {
+        Ok(Approved { signed_by, .. }) => {
+            let names: Vec<String> = signed_by.iter().map(ToString::to_string).collect();
+            format!("accepted, signed by {}", names.join(" "))
+        }
+        Err(refusal) => {
+            assert!(!refusal.hint.is_empty());
+            format!("{:?}: {}", refusal.rule, refusal.message)
+        }
+    }
+}
+
+/// Each row is one thing that whoever holds the broker can try.
+#[test]
+fn only_what_signers_have_signed_is_accepted() {
+    let ann = || signers(1, &[("ann", 1)]);
+    let both = || signers(2, &[("ann", 1), ("bob", 2)]);
+    let first = order("a", 1, None, Intent::Apply(spec(3)));
+    let other = order("b", 1, None, Intent::Apply(spec(9)));
+    let second =
+        order("a", 2, Some(first.clone().into_envelope().digest()), Intent::Apply(spec(5)));
+    let honest = signed(&first, &[1]);
+    let with_payload_of = |order: &Order| {
+        let payload = order.clone().into_envelope().payload;
+        Envelope { payload, ..honest.clone() }
+    };
+    let mut raised = first.clone();
+    raised.intent = Intent::Apply(spec(30));
+    let mut retyped = honest.clone();
+    retyped.payload_type = "application/json".to_owned();
+    let mut twice = honest.clone();
+    twice.signatures.push(twice.signatures[0].clone());
+    let mut cut = honest.clone();
+    cut.signatures[0].sig.truncate(32);
+    let mut under_anns_name = signed(&first, &[9]);
+    under_anns_name.signatures[0].keyid = key(1).public().id().to_string();
+    let mut stripped = honest.clone();
+    stripped.signatures.clear();
+    let elsewhere = |change: fn(&mut Order)| {
+        let mut order = first.clone();
+        change(&mut order);
+        signed(&order, &[1])
+    };
+    let not_an_order = {
+        let mut envelope = Envelope::unsigned(b"{\"group\": 1}".to_vec());
+        envelope.sign(&key(9));
+        envelope
+    };
+
+    let altered = "Signature: the signature of ann is not one over this order: it was altered, or \
+                   signed by another key";
+    let stranger = format!(
+        "Signature: it is signed by {} only, which is no signer's key",
+        key(9).public().id().short()
+    );
+    let one_of_two = "Signature: it is signed by ann only, and 2 signers have to";
+    let here = "this is 123456789012/eu-central-1 of tenant dev";
+    for (what, envelope, ledger, guardrails, wanted) in [
+        ("honest", honest.clone(), vec![], ann(), "accepted, signed by ann"),
+        ("honest, by two", signed(&first, &[1, 2]), vec![], both(), "accepted, signed by ann bob"),
+        ("unsigned", stripped.clone(), vec![], ann(), "Signature: nobody has signed it"),
+        ("altered payload", with_payload_of(&raised), vec![], ann(), altered),
+        ("altered type", retyped, vec![], ann(), altered),
+        ("signature of another order", with_payload_of(&other), vec![], ann(), altered),
+        ("another key under her name", under_anns_name, vec![], ann(), altered),
+        ("another key", signed(&raised, &[9]), vec![], ann(), &stranger),
+        ("a stranger's junk is not even read", not_an_order, vec![], ann(), &stranger),
+        (
+            "a removed signer",
+            signed(&first, &[2]),
+            vec![],
+            ann(),
+            &format!(
+                "Signature: it is signed by {} only, which is no signer's key",
+                key(2).public().id().short()
+            ),
+        ),
+        (
+            "half a signature",
+            cut,
+            vec![],
+            ann(),
+            "Signature: the signature of ann has 32 bytes instead of 64",
+        ),
+        ("one of two", honest.clone(), vec![], both(), one_of_two),
+        ("the same key twice", twice, vec![], both(), one_of_two),
+        ("one of two and a stranger", signed(&first, &[1, 9]), vec![], both(), one_of_two),
+        (
+            "an older signed generation",
+            honest.clone(),
+            vec![second.clone()],
+            ann(),
+            "OlderGeneration: generation 1 is older than the accepted 2",
+        ),
+        (
+            "for another tenant",
+            elsewhere(|order| order.tenant = "acme".try_into().expect("valid")),
+            vec![],
+            ann(),
+            &format!("WrongDataPlane: it is for 123456789012/eu-central-1 of tenant acme, {here}"),
+        ),
+        (
+            "for another account",
+            elsewhere(|order| order.data_plane.account = "999999999999".try_into().expect("valid")),
+            vec![],
+            ann(),
+            &format!("WrongDataPlane: it is for 999999999999/eu-central-1 of tenant dev, {here}"),
+        ),
+        (
+            "for another region",
+            elsewhere(|order| order.data_plane.region = "eu-west-1".try_into().expect("valid")),
+            vec![],
+            ann(),
+            &format!("WrongDataPlane: it is for 123456789012/eu-west-1 of tenant dev, {here}"),
+        ),
+        (
+            "too late",
+            elsewhere(|order| order.accept_before_unix_secs = NOW),
+            vec![],
+            ann(),
+            "Expired: it could be accepted until 0 s ago",
+        ),
+        (
+            "above the guardrails, though signed",
+            signed(&order("a", 1, None, Intent::Apply(spec(41))), &[1]),
+            vec![],
+            ann(),
+            "Guardrail: 41 nodes are more than nodes_per_group_max 40 of the account's guardrails",
+        ),
+        (
+            "after its signer was removed, the next one",
+            signed(&second, &[2]),
+            vec![first.clone()],
+            signers(1, &[("bob", 2)]),
+            "accepted, signed by bob",
+        ),
+    ] {
+        assert_eq!(judged_signed(&envelope, &ledger, guardrails), wanted, "{what}");
+    }
+}
+
+#[test]
+fn a_signed_order_under_another_groups_name_is_refused() {
+    let envelope = signed(&order("a", 1, None, Intent::Apply(spec(1))), &[1]);
+    for (name, generation) in [("b", 1), ("a", 2)] {
+        let (group, generation) = (group(name), Generation(generation));
+        let entry = SetEntry { group, generation, digest: envelope.digest() };
+        let refusal = judged(&entry, &envelope, &Ok(signers(1, &[("ann", 1)])));
+        assert_eq!(refusal.rule, RefusalRule::Malformed);
+        let offered = format!("offered as {name} generation {generation}, it says a generation 1");
+        assert_eq!(refusal.message, offered);
+    }
+}
+
+#[test]
+fn a_refusal_of_a_signature_is_final() {
+    assert!(RefusalRule::Signature.is_final());
 }

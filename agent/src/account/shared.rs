@@ -115,7 +115,7 @@ impl Shared {
         if *current != read {
             match &read {
                 Ok(guardrails) => {
-                    tracing::info!("guardrails read");
+                    tracing::info!(orders = guardrails.orders(), "guardrails read");
                     *lock(&self.last_guardrails) = Some(guardrails.clone());
                 }
                 Err(why) => tracing::error!(%why, "no valid guardrails: everything is held"),

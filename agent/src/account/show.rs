@@ -181,12 +181,13 @@ fn account(account: &Account, now: u64) -> String {
 }
 
 fn guardrails(guardrails: &GuardrailsState, now: u64) -> String {
-    let GuardrailsState { error, pause, since_unix_secs } = guardrails;
+    let GuardrailsState { error, pause, orders, since_unix_secs } = guardrails;
     let since = since(*since_unix_secs, now);
+    let orders = if orders.is_empty() { String::new() } else { format!("; {orders}") };
     match error {
         Some(why) => format!("NONE for {since}, everything is held: {why}"),
-        None if *pause => format!("PAUSE for {since}, everything is held"),
-        None => format!("valid for {since}"),
+        None if *pause => format!("PAUSE for {since}, everything is held{orders}"),
+        None => format!("valid for {since}{orders}"),
     }
 }
 

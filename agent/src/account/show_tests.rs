@@ -54,7 +54,12 @@ fn snapshot() -> Snapshot {
             next_attempt_unix_secs: NOW + 9,
         },
         account: Account::Checked { at_unix_secs: NOW - 299_999 },
-        guardrails: GuardrailsState { error: None, pause: false, since_unix_secs: NOW - 299_999 },
+        guardrails: GuardrailsState {
+            error: None,
+            pause: false,
+            orders: "orders signed by 1 of: ann".to_owned(),
+            since_unix_secs: NOW - 299_999,
+        },
         looked_at_unix_secs: Some(NOW - 2),
         look_error: None,
         journal: Some(JournalLine {
@@ -91,7 +96,7 @@ account agent  a-1  123456789012/eu-central-1 of tenant dev
   link         not connected for 2 min, attempts 7, the next in 9 s: the broker at 127.0.0.1:7000 does not answer (UDP)
   certificate  valid for 5 d
   account      checked 3 d ago
-  guardrails   valid for 3 d
+  guardrails   valid for 3 d; orders signed by 1 of: ann
   AWS          looked at 2 s ago
   journal      7 records in 000001-ab
   CONTRADICTS  group b: its AutoScaling group is tagged generation 5, the account store holds no order of it
@@ -142,7 +147,9 @@ fn what_is_wrong_stands_in_its_line() {
     }
     let dead = text_of(Process::Dead);
     assert!(dead.contains("DEAD: it was pid 4711, last sign of life 61 s ago"), "{dead}");
-    ill.guardrails = GuardrailsState { error: None, pause: true, since_unix_secs: NOW };
+    ill.guardrails.error = None;
+    ill.guardrails.pause = true;
+    ill.guardrails.since_unix_secs = NOW;
     assert!(text(Process::Running, &ill, NOW).contains("PAUSE for 0 s, everything is held"));
 }
 

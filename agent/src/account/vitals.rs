@@ -165,6 +165,9 @@ pub struct GuardrailsState {
     /// Why there are none.
     pub error: Option<String>,
     pub pause: bool,
+    /// Whose orders count, in words; empty without guardrails.
+    #[serde(default)]
+    pub orders: String,
     pub since_unix_secs: u64,
 }
 
@@ -289,8 +292,8 @@ fn snapshot(shared: &Shared, started_unix_secs: u64) -> Snapshot {
         guardrails_since_unix_secs,
     } = shared.vitals.notes();
     let guardrails = match shared.guardrails() {
-        Ok(guardrails) => (None, guardrails.pause),
-        Err(why) => (Some(why.to_string()), false),
+        Ok(guardrails) => (None, guardrails.pause, guardrails.orders()),
+        Err(why) => (Some(why.to_string()), false, String::new()),
     };
     let store_trouble =
         lock(&shared.ledger).trouble().iter().map(|trouble| trouble.message.clone()).collect();
@@ -309,6 +312,7 @@ fn snapshot(shared: &Shared, started_unix_secs: u64) -> Snapshot {
         guardrails: GuardrailsState {
             error: guardrails.0,
             pause: guardrails.1,
+            orders: guardrails.2,
             since_unix_secs: guardrails_since_unix_secs,
         },
         looked_at_unix_secs,

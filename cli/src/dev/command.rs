@@ -133,6 +133,7 @@ async fn use_it(
         confirm_destroy: None,
         follow: Some(READY_TIMEOUT),
         interactive: false,
+        out: None,
     };
     let mut out = std::io::stderr();
     match apply::apply_repo(system.context(), &run.repo, &options, &mut out).await? {
@@ -141,7 +142,7 @@ async fn use_it(
                 return Err(failure.into());
             }
         }
-        Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) => {}
+        Outcome::NothingToDo | Outcome::Declined | Outcome::Put(_) | Outcome::Written(_) => {}
     }
     for group in run.repo.manifest.groups.iter().filter(|group| group.kind == GroupKind::Transform)
     {

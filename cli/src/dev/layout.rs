@@ -8,14 +8,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use outstation_protocol::ids::{AccountId, Region, TenantId};
+use outstation_protocol::signing::{SignerName, Signers};
 
 use super::DevOptions;
 use super::slot::Slot;
-use crate::context::{Context, Endpoint, write_atomically};
+use crate::context::{Context, Endpoint, UnsignedOrders, write_atomically};
+use crate::key;
+use crate::signing::TrustedOrders;
 
 pub const TENANT: &str = "dev";
 pub const ACCOUNT: &str = "123456789012";
 pub const REGION: &str = "eu-central-1";
+const SIGNER: &str = "dev";
 const BROKER_NAME: &str = "broker.outstation";
 const ACCOUNT_AGENT_NAME: &str = "account-agent.outstation";
 const AGENT_KEY: &str = "ASIADEVACCOUNTAGENT0";
@@ -64,6 +68,11 @@ impl Layout {
 
     pub fn join_token(&self) -> PathBuf {
         self.state.join("join.token")
+    }
+
+    /// Of the one who works with this system.
+    pub fn signing_key(&self) -> PathBuf {
+        self.state.join("signing-key.pem")
     }
 
     pub fn broker_root(&self) -> PathBuf {
@@ -179,7 +188,14 @@ pub struct Detours {
     pub aws: Option<SocketAddr>,
 }
 
-pub fn context(layout: &Layout, slot: &Slot, options: &DevOptions) -> Context {
+/// The dev system's only signer, with a key of its own for each start.
+pub fn make_signer(layout: &Layout) -> anyhow::Result<Signers> {
+    let key = key::create(&layout.signing_key()).context("make a key that signs orders")?;
+    let name = SignerName::try_from(SIGNER.to_owned()).expect("a constant, valid name");
+    Ok(Signers::only(name, key.public()))
+}
+
+pub fn context(layout: &Layout, slot: &Slot, options: &DevOptions, signers: &Signers) -> Context {
     let detours = &options.detours;
     Context {
         tenant: TenantId::try_from(TENANT).expect("a constant, valid tenant"),
@@ -187,6 +203,11 @@ pub fn context(layout: &Layout, slot: &Slot, options: &DevOptions) -> Context {
         region: Region::try_from(REGION).expect("a constant, valid region"),
         python: options.python.clone(),
         artifacts: layout.store(),
+        signing_key: Some(layout.signing_key()),
+        unsigned_orders: UnsignedOrders::Refuse,
+        signers: Some(signers.clone()),
+        key: None,
+        trust_orders: TrustedOrders::new(),
         broker: Endpoint {
             url: format!("https://{}", detours.broker_admin.unwrap_or(slot.broker_admin())),
             ca: layout.broker_root(),
@@ -202,7 +223,12 @@ pub fn context(layout: &Layout, slot: &Slot, options: &DevOptions) -> Context {
     }
 }
 
-pub fn write_configs(layout: &Layout, slot: &Slot, options: &DevOptions) -> anyhow::Result<()> {
+pub fn write_configs(
+    layout: &Layout,
+    slot: &Slot,
+    options: &DevOptions,
+    signers: &Signers,
+) -> anyhow::Result<()> {
     let write = |path: &Path, text: &str| write_atomically(path, text.as_bytes());
     let user_data = layout.state.join("config/user-data.sh");
     write(&user_data, &user_data_script(layout, slot, options))?;
@@ -210,7 +236,7 @@ pub fn write_configs(layout: &Layout, slot: &Slot, options: &DevOptions) -> anyh
     write(&layout.config("aws-sim"), &aws_sim_toml(layout, slot, options, &user_data))?;
     write(&layout.config("broker"), &broker_toml(layout, slot))?;
     write(&layout.config("account-agent"), &agent_toml(layout, slot, &options.detours))?;
-    write(&layout.guardrails(), &options.guardrails.toml())
+    write(&layout.guardrails(), &options.guardrails.toml(signers))
 }
 
 /// A TOML string that means exactly `path`.
@@ -376,12 +402,17 @@ impl Default for DevGuardrails {
 }
 
 impl DevGuardrails {
-    fn toml(&self) -> String {
+    fn toml(&self, signers: &Signers) -> String {
+        let keys: String = signers
+            .signers()
+            .map(|signer| {
+                format!("  {{ name = \"{}\", key = \"{}\" }},\n", signer.name, signer.key)
+            })
+            .collect();
         format!(
             r#"name_prefix = "outstation-"
 nodes_per_group_max = {per_group}
 nodes_total_max = {total}
-unsigned_orders = "dev"
 destroy = "{destroy}"
 drift = "{drift}"
 subnets = {subnets:?}
@@ -389,8 +420,14 @@ subnets = {subnets:?}
 [launch_template]
 name = "outstation-node"
 version = 1
+
+[signers]
+threshold = {threshold}
+keys = [
+{keys}]
 "#,
             subnets = SUBNETS.map(|(id, _)| id),
+            threshold = signers.threshold(),
             per_group = self.nodes_per_group_max,
             total = self.nodes_total_max,
             destroy = self.destroy,
@@ -428,7 +465,8 @@ mod tests {
         layout.reset().expect("reset");
         let slot = Slot::claim().expect("free");
         let options = DevOptions::new("/bin dir", layout.state.clone(), "/python");
-        write_configs(&layout, &slot, &options).expect("written");
+        let signers = make_signer(&layout).expect("made");
+        write_configs(&layout, &slot, &options, &signers).expect("written");
         for path in [
             layout.config("aws-sim"),
             layout.config("broker"),
@@ -438,7 +476,7 @@ mod tests {
             let text = fs::read_to_string(&path).expect("written above");
             text.parse::<toml::Table>().unwrap_or_else(|error| panic!("{text}\n{error}"));
         }
-        context(&layout, &slot, &options).write(&layout.context()).expect("written");
+        context(&layout, &slot, &options, &signers).write(&layout.context()).expect("written");
         Context::read(&layout.context()).expect("reads back");
     }
 }

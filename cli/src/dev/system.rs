@@ -93,9 +93,10 @@ impl DevSystem {
         let lock = lock_state(&layout)?;
         layout.reset()?;
         check_binaries(&options.bin_dir)?;
-        layout::write_configs(&layout, &slot, &options)?;
+        let signers = layout::make_signer(&layout)?;
+        layout::write_configs(&layout, &slot, &options, &signers)?;
         iam::write_policy(&layout, &options).await?;
-        let context = layout::context(&layout, &slot, &options);
+        let context = layout::context(&layout, &slot, &options, &signers);
         context.write(&layout.context())?;
 
         let spawner = Spawner::new(options.bin_dir.join("outstation"))?;
@@ -203,6 +204,7 @@ impl DevSystem {
             confirm_destroy: None,
             follow: Some(timeout),
             interactive: false,
+            out: None,
         };
         apply::apply(&self.context, dir, &options, &mut std::io::sink()).await
     }

@@ -12,6 +12,7 @@ use outstation_protocol::model::{GroupSpec, Scaling};
 use outstation_protocol::order::{Intent, Order};
 
 use crate::context::Context;
+use crate::signing::Signed;
 
 /// What the local repo says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Newest {
     pub refused: Option<String>,
     /// What the account acts on instead, if that is another order and no tombstone.
     pub present: Option<GroupSpec>,
+    /// Whether the newest order is that of somebody whom the context trusts.
+    pub signed: Signed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +126,24 @@ pub fn plan_destroy(newest: &BTreeMap<GroupName, Newest>, only: Option<&GroupNam
         .filter(|(name, _)| only.is_none_or(|only| only == *name))
         .filter_map(|(name, held)| removal_of(held).map(|change| (name.clone(), change)))
         .collect();
+    let refused = refused(newest, &changes);
+    Plan { new_environments: BTreeMap::new(), changes, refused }
+}
+
+/// What orders that somebody else has made would change.
+pub fn plan_orders<'a>(
+    orders: impl Iterator<Item = &'a Order>,
+    newest: &BTreeMap<GroupName, Newest>,
+) -> Plan {
+    let mut changes = BTreeMap::new();
+    for order in orders {
+        let present = newest.get(&order.group);
+        let change = match &order.intent {
+            Intent::Apply(spec) => Some(change_of(spec, present)),
+            Intent::Destroy => present.and_then(removal_of),
+        };
+        changes.extend(change.map(|change| (order.group.clone(), change)));
+    }
     let refused = refused(newest, &changes);
     Plan { new_environments: BTreeMap::new(), changes, refused }
 }

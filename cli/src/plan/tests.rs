@@ -51,6 +51,7 @@ fn newest(groups: &[(&str, u64, Intent)]) -> BTreeMap<GroupName, Newest> {
                 intent: intent.clone(),
                 refused: None,
                 present: None,
+                signed: Signed::Unsigned,
             };
             (name(group), newest)
         })
@@ -209,6 +210,11 @@ fn an_order_follows_the_newest_by_one() {
             token_file: "/token".into(),
         },
         callers: None,
+        signing_key: None,
+        unsigned_orders: Default::default(),
+        signers: None,
+        key: None,
+        trust_orders: Default::default(),
     };
     let present = newest(&[
         ("gone", 7, Intent::Destroy),

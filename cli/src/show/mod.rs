@@ -64,6 +64,9 @@ pub fn describe(group: &GroupView, link: &Link, now_unix_secs: u64) -> String {
         row("reason", "the account agent has not reported on this group yet");
     }
     row("order", &shown.order.to_string());
+    if let Some(signed) = &group.signed {
+        row("signed by", &signed.text());
+    }
     match shown.known {
         Some((Intent::Apply(spec), _)) => {
             let desired = group.status.as_ref().map(|status| status.desired_nodes);

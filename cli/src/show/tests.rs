@@ -1,9 +1,12 @@
 //! Golden texts of the verbs that show.
 
 use super::*;
+use crate::signing::Signed;
 use crate::view::{Accepted, AcceptedOrder, Answer, Drift, Held, Node, Refused};
+use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::{Digest, EnvironmentName, Generation, GroupName};
 use outstation_protocol::model::{EnvironmentRef, GroupKind, Scaling, Target};
+use outstation_protocol::signing::SignerName;
 
 fn group() -> GroupView {
     let node = |instance: &str, phase: &str, reason: Option<&str>| Node {
@@ -32,6 +35,10 @@ fn group() -> GroupView {
             tags: [("team".to_owned(), "ml".to_owned())].into(),
             prevent_destroy: true,
             options: [("workers".to_owned(), "2".to_owned())].into(),
+        }),
+        envelope: Envelope::unsigned(Vec::new()),
+        signed: Some(Signed::By {
+            names: [SignerName::try_from("ann".to_owned()).expect("valid")].into(),
         }),
         accepted: Some(Accepted {
             generation: Generation(4),
@@ -78,7 +85,11 @@ fn spec(group: &mut GroupView) -> &mut GroupSpec {
 /// Generation 5, which wants 90 nodes, put after the group was well.
 fn ninety() -> GroupView {
     let mut group = group();
-    let before = AcceptedOrder { put_at_unix_secs: 997, intent: group.intent.clone() };
+    let before = AcceptedOrder {
+        put_at_unix_secs: 997,
+        intent: group.intent.clone(),
+        envelope: Envelope::unsigned(Vec::new()),
+    };
     group.accepted_order = Some(before);
     (group.generation, group.digest) = (Generation(5), Digest::of(b"ninety"));
     group.put_at_unix_secs = 999;
@@ -121,6 +132,7 @@ fn describe_a_group_that_is_well() {
 delay_tsg  transform  READY   desired 3  observed 3  ready 2   generation 4, accepted 2 s ago, converged 1 s ago
   reason       all nodes are as declared (since 5 min ago)
   order        generation 4 sha256:3eeb7e96e59c…
+  signed by    ann
   environment  flights  sha256:ba5285161ba6…
   functions    sha256:1e6ed65d77d6…
   owner        ops
@@ -162,6 +174,7 @@ fn describe_shows_the_accepted_order_and_the_refused_one_apart() {
 delay_tsg  transform  READY   desired 3  observed 3  ready 2   generation 4, accepted 2 s ago, converged 1 s ago
   reason       all nodes are as declared (since 5 min ago)
   order        generation 4 sha256:3eeb7e96e59c…
+  signed by    ann
   environment  flights  sha256:ba5285161ba6…
   functions    sha256:1e6ed65d77d6…
   owner        ops
@@ -193,6 +206,7 @@ delay_tsg  transform  was READY   desired 3  observed 3  ready 2   generation 4,
   STALE        nothing has been heard of this group for 3 h: phase, counts and nodes are as of then
   reason       all nodes are as declared (since 3 h ago)
   order        generation 4 sha256:3eeb7e96e59c…
+  signed by    ann
   environment  flights  sha256:ba5285161ba6…
   functions    sha256:1e6ed65d77d6…
   owner        ops

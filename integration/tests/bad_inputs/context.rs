@@ -1,13 +1,14 @@
 //! The context: entries that are missing, wrong, or another's.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use outstation_integration::bad::{Said, run_to_end};
 use outstation_integration::{binaries, python};
+use outstation_protocol::signing::SigningKey;
 
 use crate::Act::{Cli, Context, Do};
 use crate::{Doing, Ground, Table};
@@ -80,6 +81,32 @@ pub const TABLE: Table = &[
         "cannot import the package `outstation`*No module named", "pip install outstation"),
     ("a store that is a file", Context("artifacts", "\"FEATURES\"", &["apply", "changed"]), "exit 1",
         "write the bundle to the account store*features.py*Not a directory", "a file stands where"),
+    ("a key that there is not", Context("signing_key", "\"/nowhere/key.pem\"", PLAN), "exit 1",
+        "there is no key /nowhere/key.pem", "outstation key create /nowhere/key.pem"),
+    ("a key that is a program", Context("signing_key", "\"FEATURES\"", PLAN), "exit 1",
+        "features.py can be read by others (mode 6", "chmod 600"),
+    ("a key that others can read", Context("signing_key", "\"OPEN_KEY\"", PLAN), "exit 1",
+        "open.pem can be read by others (mode 644)", "chmod 600*make a new one"),
+    ("a key that is a folder", Context("signing_key", "\"/tmp\"", PLAN), "exit 1",
+        "/tmp is no file that could hold a key", "the file of a private key"),
+    ("a key that is a text", Context("signing_key", "\"TEXT_KEY\"", PLAN), "exit 1",
+        "text.pem cannot be used: it is no private key in PKCS#8 PEM", "openssl genpkey -algorithm ed25519"),
+    ("a key of OpenSSH", Context("signing_key", "\"OPENSSH_KEY\"", PLAN), "exit 1",
+        "openssh.pem cannot be used: it is an OpenSSH private key", "outstation key create"),
+    ("a key that no signer has", Context("signing_key", "\"OTHER_KEY\"", PLAN), "exit 1",
+        "the key ed25519:* is not in [signers] of the context", "--key FILE"),
+    ("signers of whom one is not", Context("signers.keys",
+        "[{ name = \"ann\", key = \"ed25519:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=\" }]", PLAN), "exit 1",
+        "the key ed25519:* is not in [signers] of the context", "--key FILE"),
+    ("a signer's key that is none", Context("signers.keys", "[{ name = \"ann\", key = \"ed25519:AAAA\" }]", GET), "exit 1",
+        "\"ed25519:AAAA\" is no public key", "compare it"),
+    ("a signer's key of small order", Context("signers.keys",
+        "[{ name = \"ann\", key = \"ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\" }]", GET), "exit 1",
+        "is of small order", "compare it"),
+    ("a threshold above the signers", Context("signers.threshold", "2", GET), "exit 1",
+        "threshold 2 of 1 signers cannot be: 1 to 1", "compare it"),
+    ("signers, and unsigned orders besides", Context("unsigned_orders", "\"dev\"", GET), "exit 1",
+        "names signers and puts unsigned orders", "take out unsigned_orders"),
     ("a token that others may not read", Do(read_by_nobody), "exit 1",
         "read the context*Permission denied", "user that owns it"),
 ];
@@ -107,6 +134,10 @@ pub fn outstation_with(
     let path = |path: &Path| path.display().to_string();
     let mut value = value.to_owned();
     for (capitals, meant) in [
+        ("OPEN_KEY", path(&key_file(&folder, "open.pem", Some(8), 0o644)?)),
+        ("OTHER_KEY", path(&key_file(&folder, "other.pem", Some(8), 0o600)?)),
+        ("TEXT_KEY", path(&key_file(&folder, "text.pem", None, 0o600)?)),
+        ("OPENSSH_KEY", path(&openssh_key(&folder)?)),
         ("AWS", ground.world.system.aws_endpoint().replace("http://", "")),
         ("CALLERS_ROOT", path(&layout.callers_root())),
         ("CALLERS_TOKEN", path(&layout.callers_token())),
@@ -141,6 +172,25 @@ pub fn outstation_with(
     all.extend(arguments);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     Ok(ground.world.outstation_in(ground.world.declarations(), &all)?.into())
+}
+
+/// A private key from a seed, or a file that only claims to be one.
+fn key_file(folder: &Path, name: &str, seed: Option<u8>, mode: u32) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let text = match seed {
+        Some(seed) => SigningKey::from_seed(&[seed; 32]).to_pem().as_ref().to_owned(),
+        None => "my secret key\n".to_owned(),
+    };
+    let path = folder.join(name);
+    std::fs::write(&path, text)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    Ok(path)
+}
+
+fn openssh_key(folder: &Path) -> Result<PathBuf> {
+    let path = key_file(folder, "openssh.pem", None, 0o600)?;
+    std::fs::write(&path, "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n")?;
+    Ok(path)
 }
 
 fn read_by_nobody(ground: Arc<Ground>) -> Doing {

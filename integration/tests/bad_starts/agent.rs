@@ -116,6 +116,17 @@ const TABLE: Table = &[
         "no valid guardrails: everything is held*version", ""),
     ("a negative ceiling", Do(|p, _| rules(p, "nodes_total_max = 100", "nodes_total_max = -1")), "goes on",
         "no valid guardrails: everything is held*nodes_total_max = -1", ""),
+    ("signers of whom there is none", Do(|p, _| rules(p, "version = 1", "version = 1\n[signers]\nkeys = []")), "goes on",
+        "no valid guardrails: everything is held*signers without any key", ""),
+    ("a threshold that cannot be met", Do(|p, _| rules(p, "version = 1", &one_signer("ed25519:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=", 2))), "goes on",
+        "no valid guardrails: everything is held*threshold 2 of 1 signers cannot be", ""),
+    ("a signer's key of small order", Do(|p, _| rules(p, "version = 1", &one_signer("ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", 1))), "goes on",
+        "no valid guardrails: everything is held*small order", ""),
+    ("signers, and unsigned orders besides", Do(|p, _| {
+        rules(p, "[launch_template]", "unsigned_orders = \"dev\"\n[launch_template]")?;
+        add_signer(p)
+    }), "goes on",
+        "no valid guardrails: everything is held*let unsigned orders pass", ""),
     ("nowhere to place instances", Do(|p, _| rules(p, "[\"eu-central-1a\"]", "[]")), "goes on",
         "no valid guardrails: everything is held*either subnets or availability_zones", ""),
     ("damaged memory of nodes", File("state/nodes.json", b"{\"nodes\":"), "goes on",
@@ -135,6 +146,19 @@ const TABLE: Table = &[
     ("a clock that is a day behind AWS", Do(|p, c| clock(p, c, -86_400)), "goes on",
         "account checked", ""),
 ];
+
+fn one_signer(key: &str, threshold: u32) -> String {
+    format!(
+        "version = 1\n[signers]\nthreshold = {threshold}\n\
+         keys = [{{ name = \"ann\", key = \"{key}\" }}]"
+    )
+}
+
+fn add_signer(place: &Place) -> Result<()> {
+    let text = std::fs::read_to_string(place.path(RULES))?;
+    let key = "ed25519:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=";
+    Ok(std::fs::write(place.path(RULES), text.replace("version = 1", &one_signer(key, 1)))?)
+}
 
 fn good() -> Result<Place> {
     let place = Place::new("outstation-agent", &["account"])?.with_config("agent.toml", CONFIG)?;
