@@ -281,6 +281,16 @@ image_id = "{IMAGE_ID}"
 instance_type = "{INSTANCE_TYPE}"
 tags_launched = true
 user_data = {user_data}
+
+# Another image, to roll out: name version 2 in guardrails/guardrails.toml of the account store.
+[[launch_templates]]
+name = "outstation-node"
+id = "{NODE_TEMPLATE_ID}"
+version = 2
+image_id = "{IMAGE_ID}"
+instance_type = "{INSTANCE_TYPE}"
+tags_launched = true
+user_data = {user_data}
 {subnets}"#,
         subnets = SUBNETS.map(|(id, zone)| subnet_toml(id, zone)).concat(),
         policy = quoted(&layout.agent_policy()),
