@@ -281,20 +281,19 @@ image_id = "{IMAGE_ID}"
 instance_type = "{INSTANCE_TYPE}"
 tags_launched = true
 user_data = {user_data}
-<<<<<<< HEAD
-{subnets}"#,
-        subnets = SUBNETS.map(|(id, zone)| subnet_toml(id, zone)).concat(),
-        policy = quoted(&layout.agent_policy()),
-=======
 
 # Another image, to roll out: name version 2 in guardrails/guardrails.toml of the account store.
 [[launch_templates]]
 name = "outstation-node"
-id = "lt-0123456789abcdef0"
+id = "{NODE_TEMPLATE_ID}"
 version = 2
+image_id = "{IMAGE_ID}"
+instance_type = "{INSTANCE_TYPE}"
+tags_launched = true
 user_data = {user_data}
-"#,
->>>>>>> c3a1a24 (Whole system: a group rolls to a new image under load, its agent killed meanwhile, and no call fails; a node that nobody hears is replaced)
+{subnets}"#,
+        subnets = SUBNETS.map(|(id, zone)| subnet_toml(id, zone)).concat(),
+        policy = quoted(&layout.agent_policy()),
         listen = slot.aws_sim(),
         net = slot.instance_net(),
         dir = quoted(&layout.state.join("aws-sim")),
