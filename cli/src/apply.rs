@@ -139,8 +139,8 @@ pub async fn apply_repo(
     let trust = signing.trust(context);
     let admin = Admin::connect(context).await?;
     let newest = admin.newest(&trust).await?;
+    trust.check(&newest)?;
     let plan = plan::plan(&declared, &newest);
-    trust.check(&plan, &newest)?;
     print_plan(&plan, &signing, out)?;
     if plan.is_empty() {
         // The plan says that nothing differs; artifacts may still be missing from a new store.
@@ -209,8 +209,8 @@ pub async fn destroy(
         let what = format!("there is no server group {name}");
         return Err(Failure::new(what, "`outstation get` lists those that there are").into());
     }
+    trust.check(newest.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)))?;
     let plan = plan::plan_destroy(&newest, only);
-    trust.check(&plan, &newest)?;
     print_plan(&plan, &signing, out)?;
     if plan.is_empty() {
         return Ok(Outcome::NothingToDo);

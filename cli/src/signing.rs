@@ -1,7 +1,7 @@
 //! Who signs what this command orders, and whose signatures it believes. Everything that comes from
 //! the broker is hearsay until a signature that this context trusts says otherwise.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use outstation_protocol::signing::{PublicKey, SignerName, Signers, Unverified};
 use crate::context::{Context, UnsignedOrders};
 use crate::key::{self, Key};
 use crate::message::Failure;
-use crate::plan::{Newest, Plan};
+use crate::plan::Newest;
 
 /// What the signatures of an envelope come to, as this context sees them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -96,12 +96,13 @@ impl Trust {
         }
     }
 
-    /// What a plan is made against must be what somebody has ordered, not what the broker says.
-    pub fn check(&self, plan: &Plan, newest: &BTreeMap<GroupName, Newest>) -> Result<(), Failure> {
-        for group in plan.changes.keys() {
-            let Some(Newest { generation, digest, signed, .. }) = newest.get(group) else {
-                continue;
-            };
+    /// What a plan is made against must be what somebody has ordered, not what the broker says: ends
+    /// too, or a group that is there would be taken for gone.
+    pub fn check<'a>(
+        &self,
+        newest: impl IntoIterator<Item = (&'a GroupName, &'a Newest)>,
+    ) -> Result<(), Failure> {
+        for (group, Newest { generation, digest, signed, .. }) in newest {
             let why = match signed {
                 Signed::By { .. } | Signed::Vouched => continue,
                 Signed::Unsigned => match self.context.unsigned_orders {
@@ -128,7 +129,7 @@ impl Trust {
 /// Who signs.
 pub enum Signing {
     With {
-        key: Key,
+        key: Box<Key>,
         /// As the context calls it; else the key's id.
         name: String,
     },
@@ -159,7 +160,7 @@ impl Signing {
                 }
             },
         };
-        Ok(Signing::With { key, name })
+        Ok(Signing::With { key: Box::new(key), name })
     }
 
     pub fn trust(&self, context: &Context) -> Trust {

@@ -41,7 +41,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             let trust = signing.trust(&context);
             let newest = Admin::connect(&context).await?.newest(&trust).await?;
             let plan = plan::plan(&declared, &newest);
-            trust.check(&plan, &newest)?;
+            trust.check(&newest)?;
             if verb.json {
                 crate::message::print(format_args!("{}", render::json(&plan)));
             } else {
