@@ -148,7 +148,7 @@ pub const CALLS: &[Call] = &[
         "autoscaling:PutLifecycleHook",
         &[Grant::Steer],
         Manage,
-        "puts the drain hook back when it was changed or removed",
+        "puts the hooks on which drains and roll-outs rest, where they are missing or changed",
     ),
     call(
         "autoscaling:PutScalingPolicy",

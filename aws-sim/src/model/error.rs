@@ -50,6 +50,7 @@ impl Code {
         Code::ServiceUnavailable,
         Code::InvalidNextToken,
         Code::InvalidAction,
+        Code::AccessDenied,
         Code::MissingAuthenticationToken,
         Code::IncompleteSignature,
         Code::InvalidClientTokenId,

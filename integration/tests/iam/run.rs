@@ -10,6 +10,18 @@ use outstation_integration::{LONG, ONE_AT_A_TIME, World};
 
 use crate::golden::NOT_CALLED_YET;
 
+/// Of groups that scale by a metric, change their image or have a broken node: the seeded simulation, whose agents are held to the
+/// same policy, makes these.
+const OF_OTHER_LIVES: &[&str] = &[
+    "autoscaling:DescribePolicies",
+    "autoscaling:PutScalingPolicy",
+    "autoscaling:DeletePolicy",
+    "autoscaling:DescribeInstanceRefreshes",
+    "autoscaling:StartInstanceRefresh",
+    "autoscaling:CancelInstanceRefresh",
+    "autoscaling:SetInstanceHealth",
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_has_its_statement_and_each_statement_its_call() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
@@ -68,6 +80,7 @@ async fn each_call_has_its_statement_and_each_statement_its_call() -> Result<()>
         .iter()
         .map(|call| call.action)
         .filter(|action| !actions.contains(*action) && !NOT_CALLED_YET.contains(action))
+        .filter(|action| !OF_OTHER_LIVES.contains(action))
         .collect();
     assert!(never.is_empty(), "allowed, and not needed in the life of a group: {never:?}");
     world.system.shutdown().await
