@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use outstation_agent::account::adopt::{self, AdoptArgs};
 use outstation_agent::account::journal::{self, command::JournalCommand};
-use outstation_agent::account::{self, config::Config, show};
+use outstation_agent::account::{self, config::Config, dry_run, show};
 use outstation_agent::hint::Hinted;
 use outstation_agent::iam::{self, IamPolicyArgs};
 use outstation_agent::node::{self, NodeArgs};
@@ -46,6 +46,9 @@ enum Role {
     Journal(JournalCommand),
     /// Print the IAM policy of the agent's role for one account.
     IamPolicy(IamPolicyArgs),
+    /// What the account agent would do now, by its ledger, the guardrails and the account as they are;
+    /// nothing is done. Exit code 2: it would do something.
+    Plan(dry_run::PlanArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -94,6 +97,10 @@ fn run(role: Role) -> Result<ExitCode> {
                 iam::run(args)?;
                 Ok(ExitCode::SUCCESS)
             }
+            Role::Plan(args) => tokio::select! {
+                () = shutdown.cancelled() => bail!("interrupted; nothing was done"),
+                ended = dry_run::run(args) => ended,
+            },
             Role::Node(args) => {
                 node::run(args, shutdown).await?;
                 Ok(ExitCode::SUCCESS)

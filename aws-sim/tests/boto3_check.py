@@ -131,6 +131,24 @@ assert autoscaling.describe_tags(Filters=[{"Name": "auto-scaling-group", "Values
 refused("InvalidNextToken", autoscaling.describe_auto_scaling_groups, NextToken="x")
 refused("ValidationError", autoscaling.describe_auto_scaling_groups, MaxRecords=101)
 
+# Scaling policies: of each group its own, as boto3 reads them.
+QUEUE = {"CustomizedMetricSpecification": {"Namespace": "Queue", "MetricName": "Depth", "Statistic": "Average",
+                                           "Dimensions": [{"Name": "queue", "Value": "a"}]}, "TargetValue": 12.5}
+CPU = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ASGAverageCPUUtilization"}, "TargetValue": 60.0}
+for index, tracked in enumerate([CPU, QUEUE, CPU]):
+    put = autoscaling.put_scaling_policy(AutoScalingGroupName=f"page-{index}", PolicyName="target",
+                                         PolicyType="TargetTrackingScaling", TargetTrackingConfiguration=tracked)
+    assert len(put["Alarms"]) == 2 and put["PolicyARN"].startswith("arn:aws:autoscaling:"), put
+policies = [policy for page in autoscaling.get_paginator("describe_policies").paginate(PaginationConfig={"PageSize": 2})
+            for policy in page["ScalingPolicies"]]
+assert [policy["AutoScalingGroupName"] for policy in policies] == ["page-0", "page-1", "page-2"], policies
+assert policies[1]["TargetTrackingConfiguration"] == {**QUEUE, "DisableScaleIn": False}, policies[1]
+assert policies[0]["Enabled"] and policies[0]["TargetTrackingConfiguration"]["TargetValue"] == 60.0, policies[0]
+autoscaling.delete_policy(AutoScalingGroupName="page-0", PolicyName="target")
+refused("ValidationError", autoscaling.delete_policy, AutoScalingGroupName="page-0", PolicyName="target")
+refused("ValidationError", autoscaling.put_scaling_policy, AutoScalingGroupName="page-0", PolicyName="target",
+        PolicyType="TargetTrackingScaling")
+
 # Scale out, in through the hook, protection, health, termination by hand.
 autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=4)
 instances = in_service(4)

@@ -57,6 +57,7 @@ pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
     let observed = aws.observe(&config.tenant, &guardrails).await.context("look at the account")?;
 
     let found = contradictions(ledger.accepted(), ledger.floors(), &observed);
+    let found = config.profile.counts(found);
     let Decided { decisions, undecided } =
         decide(&found, ledger.floors(), &args.from_ledger, clock::unix_secs())?;
     if found.is_empty() {

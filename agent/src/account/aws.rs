@@ -31,14 +31,14 @@ use super::refresh::Image;
 pub const DRAIN_HOOK: &str = "outstation-drain";
 /// The drain's own limits (5 s until withdrawn, 1 s grace, 30 s in flight) and a margin. After
 /// it AWS goes on by itself: a dead agent delays a scale-in by no more than this.
-const DRAIN_HEARTBEAT_SECS: i32 = 90;
+pub(super) const DRAIN_HEARTBEAT_SECS: i32 = 90;
 /// One call with the SDK's retries; a hanging endpoint must not hold up the next look.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(15);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// AWS's own limit; short pages are legal.
-pub(super) const RECORDS_MAX: i32 = 100;
+pub const RECORDS_MAX: i32 = 100;
 /// 500 groups a region at 100 a page, with room for short pages.
-pub(super) const PAGES_MAX: usize = 64;
+pub const PAGES_MAX: usize = 64;
 
 #[derive(Clone)]
 pub struct Aws {
@@ -268,6 +268,11 @@ impl Aws {
             Action::DrainToZero { asg_name } => self.resize(asg_name, 0, 0, Some(0)).await,
             Action::Track { asg_name, target } => self.track(asg_name, target).await,
             Action::TrackNothing { asg_name } => self.track_nothing(asg_name).await,
+            Action::SetDesired { asg_name, nodes } => self.set_desired(asg_name, *nodes).await,
+            Action::PutDrainHook { asg_name } => self.put_drain_hook(asg_name).await,
+            Action::Place { asg_name, subnets, zones } => {
+                self.place(asg_name, subnets, zones).await
+            }
             Action::UseTemplate { asg_name, launch_template } => self
                 .mutations
                 .update_auto_scaling_group()
@@ -354,6 +359,36 @@ impl Aws {
             .map_err(|e| CallError::of("UpdateAutoScalingGroup", e))
     }
 
+    /// Whatever cooldown the group has: an order does not wait for it.
+    async fn set_desired(&self, asg_name: &str, nodes: u32) -> Result<(), CallError> {
+        self.mutations
+            .set_desired_capacity()
+            .auto_scaling_group_name(asg_name)
+            .desired_capacity(size(nodes))
+            .honor_cooldown(false)
+            .send()
+            .await
+            .map(drop)
+            .map_err(|e| CallError::of("SetDesiredCapacity", e))
+    }
+
+    async fn place(
+        &self,
+        asg_name: &str,
+        subnets: &[String],
+        zones: &[String],
+    ) -> Result<(), CallError> {
+        let mut request =
+            self.mutations.update_auto_scaling_group().auto_scaling_group_name(asg_name);
+        if !zones.is_empty() {
+            request = request.set_availability_zones(Some(zones.to_vec()));
+        }
+        if !subnets.is_empty() {
+            request = request.vpc_zone_identifier(subnets.join(","));
+        }
+        request.send().await.map(drop).map_err(|e| CallError::of("UpdateAutoScalingGroup", e))
+    }
+
     /// Lets a drained instance end. One that has already ended is no error.
     pub async fn complete_drain(
         &self,
@@ -432,12 +467,25 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
             Some((id, ObservedInstance { lifecycle: lifecycle.to_owned(), healthy }))
         })
         .collect();
+    let mut subnets: Vec<String> = group
+        .vpc_zone_identifier()
+        .unwrap_or_default()
+        .split(',')
+        .map(|subnet| subnet.trim().to_owned())
+        .filter(|subnet| !subnet.is_empty())
+        .collect();
+    subnets.sort();
+    let mut zones = group.availability_zones().to_vec();
+    zones.sort();
     let count = |n: Option<i32>| u32::try_from(n.unwrap_or(0)).unwrap_or(0);
     let observed = ObservedGroup {
         min: count(group.min_size()),
         max: count(group.max_size()),
         desired: count(group.desired_capacity()),
         policy: None,
+        hook: None,
+        subnets,
+        zones,
         launch_template,
         image: Image { templates, ..Image::default() },
         tags,

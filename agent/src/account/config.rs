@@ -8,12 +8,15 @@ use anyhow::{Context, Result, anyhow};
 use outstation_protocol::{AccountId, DataPlane, Region, TenantId};
 use serde::Deserialize;
 
+use super::floor::{Contradiction, Tag};
 use super::guardrails::in_one_line;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     pub tenant: TenantId,
+    #[serde(default)]
+    pub profile: Profile,
     pub account: AccountId,
     pub region: Region,
     /// The account store: a folder of the shape of DESIGN's table of prefixes.
@@ -28,6 +31,28 @@ pub struct Config {
     /// How often a quiet account is looked at.
     #[serde(default = "reconcile_secs")]
     pub reconcile_secs: u64,
+}
+
+/// Whose the AutoScaling groups are; as narrow as the role's policy of the same name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// The customer's: this agent sets their desired capacity, and nothing else.
+    #[default]
+    ScaleOnly,
+    /// This agent's: it makes, changes and deletes them.
+    Manage,
+}
+
+impl Profile {
+    /// Groups of the customer need not carry a generation, so its absence contradicts nothing there.
+    pub fn counts(self, mut contradictions: Vec<Contradiction>) -> Vec<Contradiction> {
+        match self {
+            Profile::Manage => {}
+            Profile::ScaleOnly => contradictions.retain(|found| found.tag != Tag::Missing),
+        }
+        contradictions
+    }
 }
 
 fn reconcile_secs() -> u64 {

@@ -212,7 +212,12 @@ impl Standing {
             return Standing::Contradicted(contradictions);
         }
         let unordered = observed.iter().filter(|(group, _)| !ledger.contains_key(*group));
-        let unordered_nodes = unordered.map(|(group, is)| (group.clone(), is.max)).collect();
+        let unordered_nodes = unordered
+            .map(|(group, is)| {
+                let nodes = if is.policy.is_some() { is.max } else { is.desired };
+                (group.clone(), nodes)
+            })
+            .collect();
         Standing::Clear { unordered_nodes }
     }
 

@@ -14,12 +14,8 @@ fn observed(text: &str) -> Observed {
                 min: 3,
                 max: 3,
                 desired: 3,
-                policy: None,
-                image: Default::default(),
-                launch_template: None,
                 tags: tags.into_iter().collect(),
-                instances: BTreeMap::new(),
-                deleting: false,
+                ..ObservedGroup::default()
             };
             (group(name), is)
         })

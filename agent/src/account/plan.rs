@@ -9,6 +9,7 @@ use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::guardrails::{DestroyPolicy, DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
+use super::hooks::DrainHook;
 use super::ledger::Accepted;
 use super::refresh::{Image, Refresh, RefreshState, Rolling, rolling};
 use super::scaling::Policy;
@@ -24,13 +25,18 @@ pub const TAG_OPTIONS: &str = "outstation:options";
 /// The AutoScaling groups that carry our tenant's tag, by server group.
 pub type Observed = BTreeMap<GroupName, ObservedGroup>;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedGroup {
     pub min: u32,
     pub max: u32,
     pub desired: u32,
     /// Our scaling policy, when policies were last read.
     pub policy: Option<Policy>,
+    /// The drain hook, when it was last asked for; `None`: not known.
+    pub hook: Option<DrainHook>,
+    /// Where it places instances, in order.
+    pub subnets: Vec<String>,
+    pub zones: Vec<String>,
     pub launch_template: Option<LaunchTemplate>,
     pub image: Image,
     pub tags: BTreeMap<String, String>,
@@ -48,8 +54,13 @@ pub struct ObservedInstance {
 
 impl ObservedGroup {
     /// Nodes that it has, is getting or may get without us.
-    fn size(&self) -> u64 {
-        u64::from(self.desired.max(self.max)).max(self.instances.len() as u64)
+    fn size(&self, accepted: Option<&Accepted>) -> u64 {
+        let is_autoscaled = match accepted.map(|accepted| &accepted.order.intent) {
+            Some(Intent::Apply(spec)) => spec.scaling.target().is_some(),
+            Some(Intent::Destroy) | None => false,
+        };
+        let alone = if is_autoscaled || self.policy.is_some() { self.max } else { 0 };
+        u64::from(self.desired.max(alone)).max(self.instances.len() as u64)
     }
 
     pub fn created(shape: &Shape) -> ObservedGroup {
@@ -58,6 +69,9 @@ impl ObservedGroup {
             max: shape.max,
             desired: shape.min,
             policy: None,
+            hook: Some(DrainHook::Ours),
+            subnets: sorted(&shape.subnets),
+            zones: sorted(&shape.availability_zones),
             launch_template: Some(shape.launch_template.clone()),
             image: Image::default(),
             tags: shape.tags.clone(),
@@ -77,6 +91,11 @@ impl ObservedGroup {
             Action::DrainToZero { .. } => (self.min, self.max, self.desired) = (0, 0, 0),
             Action::Track { target, .. } => self.policy = Some(Policy::Tracks(target.clone())),
             Action::TrackNothing { .. } => self.policy = None,
+            Action::SetDesired { nodes, .. } => self.desired = *nodes,
+            Action::PutDrainHook { .. } => self.hook = Some(DrainHook::Ours),
+            Action::Place { subnets, zones, .. } => {
+                (self.subnets, self.zones) = (sorted(subnets), sorted(zones));
+            }
             Action::UseTemplate { launch_template, .. } => {
                 self.launch_template = Some(launch_template.clone());
             }
@@ -142,6 +161,20 @@ pub enum Action {
     TrackNothing {
         asg_name: String,
     },
+    /// Within the bounds that the group has: all that profile `scale-only` does.
+    SetDesired {
+        asg_name: String,
+        nodes: u32,
+    },
+    PutDrainHook {
+        asg_name: String,
+    },
+    /// One of the two is empty.
+    Place {
+        asg_name: String,
+        subnets: Vec<String>,
+        zones: Vec<String>,
+    },
     UseTemplate {
         asg_name: String,
         launch_template: LaunchTemplate,
@@ -186,9 +219,12 @@ impl Action {
         match self {
             Action::Create(shape) => Some(shape.max),
             Action::Resize { max, .. } => Some(*max),
+            Action::SetDesired { nodes, .. } => Some(*nodes),
             Action::DrainToZero { .. } | Action::Delete { .. } => Some(0),
             Action::Track { .. }
             | Action::TrackNothing { .. }
+            | Action::PutDrainHook { .. }
+            | Action::Place { .. }
             | Action::UseTemplate { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
@@ -205,6 +241,9 @@ impl Action {
             | Action::Resize { desired: Some(_), .. }
             | Action::Track { .. }
             | Action::TrackNothing { .. }
+            | Action::SetDesired { .. }
+            | Action::PutDrainHook { .. }
+            | Action::Place { .. }
             | Action::UseTemplate { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
@@ -236,17 +275,31 @@ pub fn plan(
     tenant: &TenantId,
     link_live: bool,
 ) -> Plan {
+    plan_each(ledger, observed, guardrails, link_live, |accepted, observed, guardrails| {
+        (plan_group(accepted, observed, guardrails, tenant), vec![])
+    })
+}
+
+/// Every group by `plan_group`, then what guardrails and link leave of it, beside what is told anyway.
+pub(super) fn plan_each(
+    ledger: &BTreeMap<GroupName, Accepted>,
+    observed: &Observed,
+    guardrails: &Result<Guardrails, NoGuardrails>,
+    link_live: bool,
+    plan_group: impl Fn(&Accepted, Option<&ObservedGroup>, &Guardrails) -> (GroupPlan, Vec<Held>),
+) -> Plan {
     let mut sizes: BTreeMap<&GroupName, u64> =
-        observed.iter().map(|(group, observed)| (group, observed.size())).collect();
+        observed.iter().map(|(group, is)| (group, is.size(ledger.get(group)))).collect();
     let mut plans = Plan::new();
     for (group, accepted) in ledger {
         let plan = match guardrails {
             Ok(guardrails) => {
                 let others = sizes.iter().filter(|(name, _)| **name != group);
                 let around = Around { link_live, others: others.map(|(_, size)| size).sum() };
-                let plan = plan_group(accepted, observed.get(group), guardrails, tenant);
+                let (plan, told) = plan_group(accepted, observed.get(group), guardrails);
                 let mut plan = restrain(plan, accepted, observed.get(group), guardrails, around);
                 plan.held.extend(plan.rolling.as_ref().and_then(Rolling::held));
+                plan.held.extend(told);
                 plan
             }
             Err(NoGuardrails(why)) => GroupPlan {
@@ -395,6 +448,23 @@ fn compare(wanted: &Shape, observed: &ObservedGroup, guardrails: &Guardrails) ->
         let launch_template = wanted.launch_template.clone();
         plan.actions.push(Action::UseTemplate { asg_name: asg_name.clone(), launch_template });
     }
+    // A group in subnets has zones too: those of its subnets.
+    let (what, places, is) = match wanted.subnets.is_empty() {
+        true => ("zones", sorted(&wanted.availability_zones), &observed.zones),
+        false => ("subnets", sorted(&wanted.subnets), &observed.subnets),
+    };
+    if *is != places {
+        differences.push(format!("{what} {} -> {}", places.join(","), is.join(",")));
+        plan.actions.push(Action::Place {
+            asg_name: asg_name.clone(),
+            subnets: wanted.subnets.clone(),
+            zones: wanted.availability_zones.clone(),
+        });
+    }
+    if let Some(hook) = observed.hook.as_ref().filter(|hook| **hook != DrainHook::Ours) {
+        differences.push(format!("drain hook {} -> {hook}", DrainHook::Ours));
+        plan.actions.push(Action::PutDrainHook { asg_name: asg_name.clone() });
+    }
     let tags: BTreeMap<String, String> = wanted
         .tags
         .iter()
@@ -462,6 +532,7 @@ fn restrain(
         }
         let destroys = match action {
             Action::DrainToZero { .. } | Action::Delete { .. } => true,
+            Action::SetDesired { .. } => accepted.order.is_tombstone(),
             Action::Create(_) | Action::Resize { .. } => false,
             Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
                 if !around.link_live {
@@ -476,6 +547,8 @@ fn restrain(
             }
             Action::Track { .. }
             | Action::TrackNothing { .. }
+            | Action::PutDrainHook { .. }
+            | Action::Place { .. }
             | Action::UseTemplate { .. }
             | Action::Replace { .. }
             | Action::Tag { .. } => return true,
@@ -532,7 +605,13 @@ fn restrain(
     plan
 }
 
-fn held(accepted: &Accepted, rule: &str, message: &str, hint: &str) -> Held {
+fn sorted(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.sort();
+    names
+}
+
+pub(super) fn held(accepted: &Accepted, rule: &str, message: &str, hint: &str) -> Held {
     Held {
         generation: Some(accepted.order.generation),
         rule: rule.to_owned(),

@@ -17,11 +17,12 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
         min: nodes,
         max: nodes,
         desired: nodes,
-        policy: None,
         image: Image {
             templates: [Some(shape.launch_template.clone())].into(),
             ..Image::default()
         },
+        hook: Some(DrainHook::Ours),
+        zones: shape.availability_zones,
         launch_template: Some(shape.launch_template),
         tags,
         instances: (0..nodes)
@@ -30,7 +31,7 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
                 (id, ObservedInstance { lifecycle: "InService".to_owned(), healthy: true })
             })
             .collect(),
-        deleting: false,
+        ..ObservedGroup::default()
     }
 }
 
@@ -61,6 +62,11 @@ fn words(
             Action::Resize { min, max, desired: None, .. } => format!("resize {min}..{max}"),
             Action::Track { target, .. } => format!("track {target}"),
             Action::TrackNothing { .. } => "track nothing".to_owned(),
+            Action::SetDesired { nodes, .. } => format!("set {nodes}"),
+            Action::PutDrainHook { .. } => "hook".to_owned(),
+            Action::Place { subnets, zones, .. } => {
+                format!("place {}", [&subnets[..], zones].concat().join(","))
+            }
             Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
@@ -110,6 +116,34 @@ fn what_was_ordered_is_brought_about_step_by_step() {
                 o.tags.remove(TAG_KIND);
             }),
             "tag 1; drift tag outstation:kind \"transform\" -> \"none\"",
+        ),
+        (
+            "the drain hook removed by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| o.hook = Some(DrainHook::Missing)),
+            "hook; drift drain hook 90 s, CONTINUE -> none",
+        ),
+        (
+            "the drain hook altered by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| o.hook = Some(DrainHook::Other("30 s, ABANDON".to_owned()))),
+            "hook; drift drain hook 90 s, CONTINUE -> 30 s, ABANDON",
+        ),
+        (
+            "whether there is a hook is not known",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| o.hook = None),
+            "",
+        ),
+        (
+            "instances are placed elsewhere",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| o.zones = vec!["eu-central-1b".to_owned(), "eu-central-1c".to_owned()]),
+            "place eu-central-1a; drift zones eu-central-1a -> eu-central-1b,eu-central-1c",
         ),
         ("tombstone: drain first", Intent::Destroy, 2, Some(as_ordered(3, 1)), "drain"),
         (
@@ -374,6 +408,26 @@ fn a_group_that_nobody_ordered_is_left_alone() {
 }
 
 #[test]
+fn where_subnets_are_given_zones_follow_from_them() {
+    let mut rails = guardrails::sample();
+    rails.availability_zones.clear();
+    rails.subnets = vec!["subnet-b".to_owned(), "subnet-a".to_owned()];
+    let in_subnets = |subnets: &[&str]| {
+        let subnets = subnets.iter().map(|subnet| (*subnet).to_owned()).collect();
+        Some(ObservedGroup { subnets, ..as_ordered(3, 1) })
+    };
+    for (subnets, wanted) in [
+        (&["subnet-a", "subnet-b"][..], ""),
+        (&["subnet-a"], "place subnet-b,subnet-a; drift subnets subnet-a,subnet-b -> subnet-a"),
+        (&[], "place subnet-b,subnet-a; drift subnets subnet-a,subnet-b -> "),
+    ] {
+        let observed = in_subnets(subnets);
+        let apply = Intent::Apply(spec(3));
+        assert_eq!(words(apply, 1, observed, rails.clone(), true), wanted, "{subnets:?}");
+    }
+}
+
+#[test]
 fn without_guardrails_nothing_moves() {
     let ledger = ledger_of(&[order("a", 1, None, Intent::Apply(spec(3)))]);
     let none = Err(NoGuardrails("cannot read it".to_owned()));
@@ -414,7 +468,7 @@ fn a_group_grows_only_into_what_the_others_leave() {
     // What still drains is still there.
     let mut draining = as_ordered(30, 1);
     (draining.min, draining.max, draining.desired) = (10, 10, 10);
-    assert_eq!(draining.size(), 30);
+    assert_eq!(draining.size(None), 30);
 }
 
 #[test]

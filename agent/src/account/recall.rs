@@ -32,6 +32,7 @@ impl Shared {
         let trouble = ledger.trouble().to_vec();
         drop(ledger);
         let contradictions = contradictions(&accepted, &floors, observed);
+        let contradictions = self.config.profile.counts(contradictions);
         match blind {
             None => self.stand(Standing::of(&accepted, observed, contradictions.clone())),
             Some(why) => self.stand_blind(why),
@@ -65,6 +66,7 @@ impl Shared {
         let (accepted, floors) = (ledger.accepted(), ledger.floors());
         let observed = lock(&self.observed).clone();
         let found = contradictions(accepted, floors, &observed);
+        let found = self.config.profile.counts(found);
         let looked = match *self.standing.borrow() {
             Standing::NotLooked | Standing::Blind(_) => false,
             Standing::Clear { .. } | Standing::Contradicted(_) => true,

@@ -14,6 +14,7 @@ use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
+use super::config::Profile;
 use super::entry::entering;
 use super::images::Images;
 use super::journal::record::Event;
@@ -22,6 +23,7 @@ use super::look::Eyes;
 use super::plan::{Action, GroupPlan, Observed, ObservedGroup, Plan, plan};
 use super::recall::{Known, status_as_it_is};
 use super::replacements::{self, Facts, FirstSeen, History, Replaced};
+use super::scale_only;
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
 
@@ -126,8 +128,13 @@ impl Reconciler {
         let guardrails = self.shared.refresh_guardrails();
         let mut observed = match &guardrails {
             Ok(guardrails) => {
-                let mut observed = self.eyes.look(&self.aws, &self.shared, guardrails).await?;
-                self.images.look(&self.aws, &mut observed, guardrails).await;
+                let accepted = lock(&self.shared.ledger).accepted().clone();
+                let (config, now) = (&self.shared.config, self.shared.clock.now());
+                let mut observed =
+                    self.eyes.look(&self.aws, config, guardrails, &accepted, now).await?;
+                if config.profile == Profile::Manage {
+                    self.images.look(&self.aws, &mut observed, guardrails).await;
+                }
                 self.first_seen.look(&observed, self.shared.clock.unix_secs());
                 self.shared.vitals.note_look(self.shared.clock.unix_secs(), None);
                 lock(&self.shared.observed).clone_from(&observed);
@@ -154,8 +161,19 @@ impl Reconciler {
         let guardrails = self.shared.refresh_guardrails();
         let live = *self.shared.link_live.borrow();
         let tenant = &self.shared.identity.tenant;
-        let mut plans = plan(&known.accepted, observed, &guardrails, tenant, live);
-        if let Ok(guardrails) = &guardrails {
+        let mut plans = match self.shared.config.profile {
+            Profile::Manage => plan(&known.accepted, observed, &guardrails, tenant, live),
+            Profile::ScaleOnly => {
+                let done = self.memories.iter();
+                let done =
+                    done.filter_map(|(group, memory)| Some((group.clone(), memory.converged?)));
+                let done = done.collect();
+                scale_only::plan(&known.accepted, observed, &guardrails, tenant, live, &done)
+            }
+        };
+        if let Ok(guardrails) = &guardrails
+            && self.shared.config.profile == Profile::Manage
+        {
             let folder = replacements_folder(&self.shared);
             let history = History::read(&folder, guardrails.replacements_per_hour);
             let facts = Facts {
@@ -197,7 +215,7 @@ impl Reconciler {
                 self.shared.look.notify_one();
                 return;
             }
-            self.eyes.changed();
+            self.eyes.changing(action);
             let done = perform(&self.shared, &self.aws, group, accepted, action).await;
             let memory = self.memories.entry(group.clone()).or_default();
             if let Err(failure) = done {
@@ -211,6 +229,7 @@ impl Reconciler {
             }
             match action {
                 Action::Create(shape) => {
+                    self.eyes.created(&shape.asg_name, self.shared.clock.now());
                     observed.insert(group.clone(), ObservedGroup::created(shape));
                 }
                 Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
@@ -223,6 +242,9 @@ impl Reconciler {
                 | Action::Track { .. }
                 | Action::TrackNothing { .. }
                 | Action::Replace { .. }
+                | Action::SetDesired { .. }
+                | Action::PutDrainHook { .. }
+                | Action::Place { .. }
                 | Action::UseTemplate { .. }
                 | Action::Tag { .. }
                 | Action::DrainToZero { .. }

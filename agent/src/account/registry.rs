@@ -389,12 +389,8 @@ mod tests {
                 min: 2,
                 max: 2,
                 desired: 2,
-                policy: None,
-                launch_template: None,
-                image: Default::default(),
-                tags: BTreeMap::new(),
                 instances: instances.iter().map(|n| (instance(*n), running.clone())).collect(),
-                deleting: false,
+                ..ObservedGroup::default()
             };
             Observed::from([(group("a"), observed)])
         };

@@ -173,6 +173,9 @@ fn unfinished(
         Action::Resize { .. }
         | Action::Track { .. }
         | Action::TrackNothing { .. }
+        | Action::SetDesired { .. }
+        | Action::PutDrainHook { .. }
+        | Action::Place { .. }
         | Action::UseTemplate { .. }
         | Action::Tag { .. } => true,
         Action::Create(_)
@@ -226,8 +229,6 @@ fn count(n: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::account::testing::{accepted, group, order, spec};
     use outstation_protocol::InstanceId;
@@ -237,10 +238,6 @@ mod tests {
             min: 3,
             max: 3,
             desired: 3,
-            policy: None,
-            launch_template: None,
-            image: Default::default(),
-            tags: BTreeMap::new(),
             instances: (0..instances)
                 .map(|n| {
                     let id = InstanceId::try_from(format!("i-{n:08x}")).expect("valid");
@@ -248,7 +245,7 @@ mod tests {
                     (id, super::super::plan::ObservedInstance { lifecycle, healthy: true })
                 })
                 .collect(),
-            deleting: false,
+            ..ObservedGroup::default()
         }
     }
 

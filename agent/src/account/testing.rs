@@ -12,7 +12,6 @@ use outstation_protocol::{
 use super::judge::Identity;
 use super::ledger::Accepted;
 use super::plan::{ObservedGroup, ObservedInstance};
-use super::refresh::Image;
 
 pub fn group(name: &str) -> GroupName {
     GroupName::try_from(name).expect("a valid name")
@@ -77,12 +76,8 @@ pub fn observed(nodes: u32) -> ObservedGroup {
         min: nodes,
         max: nodes,
         desired: nodes,
-        policy: None,
-        launch_template: None,
-        image: Image::default(),
-        tags: BTreeMap::new(),
         instances: (0..nodes).map(|n| (instance(n), in_service())).collect(),
-        deleting: false,
+        ..ObservedGroup::default()
     }
 }
 

@@ -77,7 +77,8 @@ struct Facts {
     address: IpAddr,
     tenant: TenantId,
     group: GroupName,
-    artifacts: Artifacts,
+    /// None in a group of the customer: then the account agent says what to serve.
+    artifacts: Option<Artifacts>,
 }
 
 /// Runs until `shutdown`. The server runs on then: only a drain ends it.
@@ -99,8 +100,11 @@ async fn supervise(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let Facts { instance, address, tenant, group, artifacts } = facts;
-    tracing::info!(%address, generation = %artifacts.generation, bundle = artifacts.bundle.short(),
-        "node");
+    match &artifacts {
+        Some(artifacts) => tracing::info!(%address, generation = %artifacts.generation,
+            bundle = artifacts.bundle.short(), "node"),
+        None => tracing::info!(%address, "node; its account agent says what to serve"),
+    }
 
     let dir = args.dir.join(instance.as_str());
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -174,9 +178,16 @@ async fn ask_facts(
 }
 
 /// What the AutoScaling group had its instances born with.
-fn parse_tags(tags: &BTreeMap<String, String>) -> Result<(TenantId, GroupName, Artifacts)> {
+fn parse_tags(tags: &BTreeMap<String, String>) -> Result<(TenantId, GroupName, Option<Artifacts>)> {
     let (tenant, group) = (tags::tag(tags, "tenant")?, tags::tag(tags, "group")?);
-    Ok((tenant.try_into()?, group.try_into()?, tags::artifacts(tags)?))
+    // All or none: half of them is a mistake.
+    let has = |name: &str| tags.contains_key(&format!("outstation:{name}"));
+    let artifacts = if ["generation", "environment", "bundle"].into_iter().any(has) {
+        Some(tags::artifacts(tags)?)
+    } else {
+        None
+    };
+    Ok((tenant.try_into()?, group.try_into()?, artifacts))
 }
 
 #[cfg(test)]
@@ -205,12 +216,21 @@ mod tests {
         let (tenant, group, artifacts) =
             parse_tags(&tags(&[("outstation:options", "workers=2,log=info")])).expect("complete");
         assert_eq!((tenant.as_str(), group.as_str()), ("dev", "delay"));
+        let artifacts = artifacts.expect("tagged");
         assert_eq!(artifacts.generation, Generation(3));
         assert_eq!(artifacts.bundle, Digest::of(b"x"));
         let options: Vec<_> =
             artifacts.options.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         assert_eq!(options, [("log", "info"), ("workers", "2")]);
-        assert!(parse_tags(&tags(&[])).expect("complete").2.options.is_empty());
+        let (.., artifacts) = parse_tags(&tags(&[])).expect("complete");
+        assert!(artifacts.expect("tagged").options.is_empty());
+    }
+
+    #[test]
+    fn in_a_group_of_the_customer_the_account_agent_says_what_to_serve() {
+        let mut tags = tags(&[]);
+        tags.retain(|name, _| ["outstation:tenant", "outstation:group"].contains(&name.as_str()));
+        assert_eq!(parse_tags(&tags).expect("enough").2, None);
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Supervisor {
         mut self,
         mut inbox: mpsc::Receiver<Event>,
         imds: Arc<Imds>,
-        from_tags: Artifacts,
+        from_tags: Option<Artifacts>,
         shutdown: CancellationToken,
     ) {
         let _lifecycle = spawn(watch_lifecycle(imds, self.events.clone()));
@@ -105,10 +105,10 @@ impl Supervisor {
         }
     }
 
-    fn take_over(&mut self, from_tags: Artifacts) {
+    fn take_over(&mut self, from_tags: Option<Artifacts>) {
         let memory = Memory::load(&self.dir);
         self.settings.kill_unknown(&memory.servers);
-        let target = memory.target.unwrap_or(from_tags);
+        let target = memory.target.or(from_tags);
         for record in memory.servers {
             if !record.is_alive() {
                 continue;
@@ -121,7 +121,9 @@ impl Supervisor {
             self.supervise(record, async move { gone.ended().await });
             self.handle(Event::Adopted { server, port, artifacts });
         }
-        self.handle(Event::Target(target));
+        if let Some(target) = target {
+            self.handle(Event::Target(target));
+        }
     }
 
     fn handle(&mut self, event: Event) {

@@ -96,7 +96,7 @@ impl Place {
         let supervisor =
             Supervisor::new(node.into(), self.settings.clone(), store, events.clone(), to_send);
         let shutdown = CancellationToken::new();
-        let running = supervisor.run(inbox, self.imds.clone(), from_tags, shutdown.clone());
+        let running = supervisor.run(inbox, self.imds.clone(), Some(from_tags), shutdown.clone());
         let running = tokio::spawn(running);
         Life { outbox, events, shutdown, running }
     }

@@ -235,7 +235,7 @@ pub fn write_configs(
     fs::set_permissions(&user_data, fs::Permissions::from_mode(0o755)).context("make it run")?;
     write(&layout.config("aws-sim"), &aws_sim_toml(layout, slot, options, &user_data))?;
     write(&layout.config("broker"), &broker_toml(layout, slot))?;
-    write(&layout.config("account-agent"), &agent_toml(layout, slot, &options.detours))?;
+    write(&layout.config("account-agent"), &agent_toml(layout, slot, options))?;
     write(&layout.guardrails(), &options.guardrails.toml(signers))
 }
 
@@ -329,9 +329,11 @@ region = "{REGION}"
     )
 }
 
-fn agent_toml(layout: &Layout, slot: &Slot, detours: &Detours) -> String {
+fn agent_toml(layout: &Layout, slot: &Slot, options: &DevOptions) -> String {
+    let DevOptions { detours, profile, .. } = options;
     format!(
         r#"tenant = "{TENANT}"
+profile = "{profile}"
 account = "{ACCOUNT}"
 region = "{REGION}"
 store = {store}

@@ -35,6 +35,8 @@ pub struct DevOptions {
     /// How long a simulated instance takes to boot.
     pub boot_delay_ms: u64,
     pub detours: Detours,
+    /// The account agent's: `manage`, or `scale-only` where a test makes the AutoScaling groups itself.
+    pub profile: &'static str,
 }
 
 impl DevOptions {
@@ -50,6 +52,7 @@ impl DevOptions {
             guardrails: DevGuardrails::default(),
             boot_delay_ms: 0,
             detours: Detours::default(),
+            profile: "manage",
         }
     }
 }

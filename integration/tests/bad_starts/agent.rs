@@ -20,6 +20,7 @@ const AWS: &str = "endpoint = \"http://127.0.0.1:1\"";
 const CONFIG: &str = r#"tenant = "dev"
 account = "123456789012"
 region = "eu-central-1"
+profile = "manage"
 store = "store"
 state = "state"
 

@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 use crate::time::{TimeOfDay, Timers};
 use crate::wire::Wire;
-use crate::world::{ACCOUNT, AGENT_KEY, AGENT_SECRET, REGION, TENANT, millis};
+use crate::world::{ACCOUNT, AGENT_KEY, AGENT_SECRET, REGION, Setup, TENANT, millis};
 
 /// Tells one process from the next: what was meant for a dead one reaches nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,11 +82,11 @@ impl Agent {
         disk: &Path,
         now_millis: u64,
         unix_millis: u64,
-        reconcile_secs: u64,
+        setup: Setup,
         seed: u64,
     ) -> Result<Agent, LedgerError> {
         std::fs::create_dir_all(disk).expect("a folder of the simulation");
-        let config = config(store, disk, reconcile_secs);
+        let config = config(store, disk, setup);
         let clock = ManualClock::new(0);
         clock.set_unix_millis(unix_millis);
         let ledger = Ledger::open(&config.store)?;
@@ -234,10 +234,13 @@ fn connect(clock: &Arc<ManualClock>, timers: &Timers, wire: &Wire) -> Aws {
     Aws::with(&config, None)
 }
 
-fn config(store: &Path, disk: &Path, reconcile_secs: u64) -> Config {
+fn config(store: &Path, disk: &Path, setup: Setup) -> Config {
+    let Setup { reconcile_secs, scale_only, .. } = setup;
+    let profile = if scale_only { "scale-only" } else { "manage" };
     let quoted = |path: &Path| toml::Value::String(path.display().to_string());
     toml::from_str(&format!(
         r#"tenant = "{TENANT}"
+profile = "{profile}"
 account = "{ACCOUNT}"
 region = "{REGION}"
 store = {store}

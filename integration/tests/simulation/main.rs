@@ -5,6 +5,7 @@
 mod agent;
 mod broker;
 mod cloud;
+mod customer;
 mod images;
 mod month;
 mod nodes;
@@ -34,9 +35,14 @@ use crate::world::{Setup, World};
 fn simulate(seed: u64) -> String {
     use sha2::Digest as _;
     let mut random = StdRng::seed_from_u64(seed);
-    let weather = Weather::draw(&mut random);
+    let mut weather = Weather::draw(&mut random);
+    if weather.scale_only {
+        // The customer's business, as the groups are.
+        (weather.images, weather.ailing_nodes) = (false, false);
+    }
     let trouble_millis = random.random_range(30_000..300_000);
-    let mut world = World::new(seed, weather, Setup::default());
+    let setup = Setup { scale_only: weather.scale_only, ..Setup::default() };
+    let mut world = World::new(seed, weather, setup);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         world.begin_trouble();
         world.pass(trouble_millis);

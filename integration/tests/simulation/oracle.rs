@@ -40,6 +40,8 @@ pub struct Basis<'a> {
 
 #[derive(Default)]
 pub struct Oracle {
+    /// The agent may set desired capacity, and nothing else.
+    scale_only: bool,
     /// The newest order in the account store.
     pub accepted: BTreeMap<GroupName, (Order, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
@@ -47,6 +49,10 @@ pub struct Oracle {
 }
 
 impl Oracle {
+    pub fn of(scale_only: bool) -> Oracle {
+        Oracle { scale_only, ..Oracle::default() }
+    }
+
     /// An agent has just written this into the account store.
     pub fn accepted(&mut self, order: &Order, digest: Digest) {
         if let Some((before, had)) = self.accepted.get(&order.group) {
@@ -87,9 +93,17 @@ impl Oracle {
         );
         let shown = basis.shown.get(group);
         match action.as_str() {
+            "SetDesiredCapacity" => {
+                assert!(self.scale_only, "{action} of {group}: no call of this profile");
+                self.check_desired(form, order, &basis, rules);
+            }
+            other if self.scale_only => panic!("{other} of {group}: a call of another profile"),
             "CreateAutoScalingGroup" => {
                 self.check_size(&action, form, order, &basis, rules);
                 assert!(shown.is_none(), "{group} is created although it was shown");
+            }
+            "PutLifecycleHook" => {
+                assert!(!order.is_tombstone(), "{group} is at its end and gets a hook");
             }
             "UpdateAutoScalingGroup" => {
                 if form.get("MaxSize").is_some() {
@@ -213,14 +227,53 @@ impl Oracle {
                 self.check_end(action, order, basis, rules);
             }
         }
+        assert!(basis.live || nodes >= running, "{group}: {running} -> {nodes} while offline");
+        self.check_ceilings(group, (shown, nodes), basis, rules);
+    }
+
+    /// Profile `scale-only`: as near to the order as the customer's bounds allow.
+    fn check_desired(&self, form: &Params, order: &Order, basis: &Basis<'_>, rules: Rules) {
+        let group = &order.group;
+        let nodes: Option<u32> = form.get("DesiredCapacity").and_then(|text| text.parse().ok());
+        let nodes = nodes.expect("a number");
+        let shown = basis.shown.get(group).unwrap_or_else(|| panic!("{group} was not shown"));
+        let wanted = match &order.intent {
+            Intent::Apply(spec) => {
+                shown.desired.clamp(spec.scaling.nodes_min(), spec.scaling.nodes_max())
+            }
+            Intent::Destroy => {
+                self.check_end("SetDesiredCapacity", order, basis, rules);
+                0
+            }
+        };
+        let (min, max) = (shown.min, shown.max);
+        assert_eq!(nodes, wanted.clamp(min, max), "{group}: {wanted} ordered within {min}..{max}");
+        assert!(basis.live || nodes >= shown.desired, "{group} shrinks to {nodes} while offline");
+        self.check_ceilings(group, (shown.desired, nodes), basis, rules);
+    }
+
+    fn check_ceilings(
+        &self,
+        group: &GroupName,
+        (shown, nodes): (u32, u32),
+        basis: &Basis<'_>,
+        rules: Rules,
+    ) {
         let ceiling = rules.nodes_per_group_max;
         assert!(nodes <= ceiling || nodes <= shown, "{group}: {shown} -> {nodes}, above {ceiling}");
-        assert!(basis.live || nodes >= running, "{group}: {running} -> {nodes} while offline");
+        let alone = |name: &GroupName, observed: &ObservedGroup| {
+            let ordered =
+                self.accepted.get(name).is_some_and(|(order, _)| target_of(order).is_some());
+            ordered || observed.policy.is_some()
+        };
         let others: u32 = basis
             .shown
             .iter()
             .filter(|(name, _)| *name != group)
-            .map(|(_, observed)| observed.desired.max(observed.max))
+            .map(|(name, observed)| match alone(name, observed) {
+                true => observed.desired.max(observed.max),
+                false => observed.desired,
+            })
             .sum();
         let total = rules.nodes_total_max;
         assert!(

@@ -1,11 +1,16 @@
 //! What people do meanwhile: apply, destroy, edit the guardrails, turn knobs by hand in AWS.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use outstation_agent::account::aws::DRAIN_HOOK;
 use outstation_agent::account::scaling::TARGET_POLICY;
+use outstation_aws_sim::model::HookName;
 use outstation_aws_sim::model::policies::{Metric, PolicyRef, Reading};
 use outstation_aws_sim::model::refresh::Preferences;
-use outstation_aws_sim::model::requests::{GroupSettings, StartRefresh, TagSpec, UpdateGroup};
+use outstation_aws_sim::model::requests::{
+    GroupSettings, PutHook, StartRefresh, TagSpec, UpdateGroup,
+};
 use outstation_broker::store::orders::PutVerdict;
 use outstation_protocol::model::{
     EnvironmentRef, GroupKind, GroupSpec, Scaling, Statistic, Target, TargetValue,
@@ -16,7 +21,7 @@ use rand::Rng as _;
 
 use crate::cloud::BROKEN_VERSION;
 use crate::oracle::{PREFIX, Rules};
-use crate::world::{TENANT, World, data_plane, group};
+use crate::world::{REGION, TENANT, World, data_plane, group};
 
 pub const GROUPS: usize = 3;
 const WEEK_SECS: u64 = 7 * 24 * 3600;
@@ -85,6 +90,7 @@ impl World {
                 self.set_rules(Rules { version, ..self.rules });
             }
             11 if self.weather.images && self.weather.hands => self.meddle_with_a_refresh(),
+            8 | 9 if self.setup.scale_only => self.the_customer_acts(),
             8 | 9 if self.weather.hands => self.turn_a_knob(),
             10 if self.weather.autoscaling => self.load_changes(),
             _ => {}
@@ -175,6 +181,9 @@ impl World {
             }
             return;
         }
+        if self.random.random_bool(0.1) {
+            return self.somebody_moves_or_unhooks(&name);
+        }
         let tag = TagSpec {
             group: Some(asg_name.clone()),
             resource_type: Some("auto-scaling-group".to_owned()),
@@ -209,6 +218,38 @@ impl World {
         };
         if done.is_ok() {
             self.note(format_args!("by hand: the refresh of {name}"));
+            self.tick();
+        }
+    }
+
+    /// Another zone, no drain hook, or one that ends instances at once.
+    fn somebody_moves_or_unhooks(&mut self, group: &GroupName) {
+        let name = outstation_aws_sim::model::GroupName::try_from(format!("{PREFIX}{group}"));
+        let name = name.expect("valid");
+        let hook = HookName::try_from(DRAIN_HOOK.to_owned()).expect("valid");
+        let model = &mut self.cloud.sim.model;
+        // A hook is looked at once in half an hour, which is a long run.
+        let (what, done) = match self.random.random_range(0..20) {
+            0 => ("the drain hook is deleted", model.delete_hook(&name, &hook)),
+            1 => {
+                let call = PutHook {
+                    group: name,
+                    hook,
+                    transition: None,
+                    heartbeat: Some(Duration::from_secs(30)),
+                    default_result: None,
+                    metadata: None,
+                };
+                ("the drain hook is shorter", model.put_hook(call))
+            }
+            _ => {
+                let zones = Some(vec![format!("{REGION}a")]);
+                let settings = GroupSettings { zones, ..GroupSettings::default() };
+                ("one zone only", model.update_group(UpdateGroup { name, settings }))
+            }
+        };
+        if done.is_ok() {
+            self.note(format_args!("by hand: {what}, {group}"));
             self.tick();
         }
     }

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use outstation_agent::account::aws::DRAIN_HOOK;
 use outstation_agent::account::scaling::TARGET_POLICY;
+use outstation_aws_sim::model::HookName;
 use outstation_aws_sim::model::group::Group;
 use outstation_aws_sim::model::refresh::RefreshStatus;
 use outstation_broker::store::orders::GroupRecord;
@@ -13,7 +15,7 @@ use crate::oracle::PREFIX;
 use crate::tally;
 use crate::world::World;
 
-/// Far beyond the longest backoff, hook and lease together.
+/// Far beyond the longest backoff, hook and lease together, and the turn of each drain hook to be looked at.
 const SETTLE_MILLIS_MAX: u64 = 40 * 60 * 1000;
 /// An apply after a broker was put back may collide with what the account has meanwhile.
 const APPLIES_MAX: u32 = 4;
@@ -25,6 +27,9 @@ impl World {
         let mut applies = 0;
         loop {
             self.pass(10_000);
+            if self.setup.scale_only {
+                self.the_customer_obliges();
+            }
             let refused = self.standing_refusals();
             if !refused.is_empty() && self.now_millis > started + 120_000 {
                 applies += 1;
@@ -99,6 +104,7 @@ impl World {
             return vec!["a process is still down".to_owned()];
         }
         let mut missing = Vec::new();
+        let drain_hook = HookName::try_from(DRAIN_HOOK.to_owned()).expect("valid");
         for record in self.records() {
             let name = &record.group;
             let mut lacks = |what: String| missing.push(format!("{name}: {what}"));
@@ -132,20 +138,28 @@ impl World {
                 (Intent::Apply(spec), Some(asg)) => {
                     let (min, max) = (spec.scaling.nodes_min(), spec.scaling.nodes_max());
                     let nodes = asg.desired;
-                    if [asg.min, asg.max] != [min, max] || !(min..=max).contains(&nodes) {
+                    let bounds = self.setup.scale_only || [asg.min, asg.max] == [min, max];
+                    if !bounds || !(min..=max).contains(&nodes) {
                         lacks(format!("{min}..{max} wanted, {}/{nodes}/{}", asg.min, asg.max));
                     }
                     let ours = asg.policies.keys().any(|name| name.as_str() == TARGET_POLICY);
+                    let hook = asg.hooks.get(&drain_hook);
+                    if hook.is_none_or(|hook| hook.heartbeat.as_secs() != 90) {
+                        lacks(format!("the drain hook is {hook:?}"));
+                    }
                     if ours != spec.scaling.target().is_some() {
                         lacks(format!("a scaling policy of ours: {ours}"));
                     }
                     let version = self.rules.version;
-                    if asg.template.version != version.to_string() {
+                    let images = !self.setup.scale_only;
+                    if images && asg.template.version != version.to_string() {
                         lacks(format!("image {version} wanted, {}", asg.template.version));
                     }
-                    if asg.instances.values().any(|held| {
-                        !held.lifecycle.is_leaving() && held.template.version != version
-                    }) {
+                    if images
+                        && asg.instances.values().any(|held| {
+                            !held.lifecycle.is_leaving() && held.template.version != version
+                        })
+                    {
                         lacks(format!("image {version} wanted, not of all instances"));
                     }
                     let serving = self.serving(name);

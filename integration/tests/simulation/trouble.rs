@@ -21,8 +21,7 @@ impl World {
         let (pid, store) = (Pid(self.numbers), self.store());
         let unix_millis = (START_UNIX_SECS * 1000) + self.now_millis;
         let seed = self.random.random();
-        let secs = self.setup.reconcile_secs;
-        match Agent::start(pid, &store, disk, self.now_millis, unix_millis, secs, seed) {
+        match Agent::start(pid, &store, disk, self.now_millis, unix_millis, self.setup, seed) {
             Ok(agent) => {
                 self.agents.insert(pid, agent);
                 self.note(format_args!("{pid:?} starts"));

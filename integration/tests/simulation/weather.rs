@@ -28,6 +28,8 @@ pub struct Weather {
     pub machines_die: bool,
     pub hands: bool,
     pub autoscaling: bool,
+    /// The AutoScaling groups are the customer's: a profile, not a fault, but it meets all of them.
+    pub scale_only: bool,
     pub clock_jumps: bool,
     pub guardrail_edits: bool,
     pub store_outages: bool,
@@ -69,6 +71,7 @@ impl Weather {
             machines_die: coin(),
             hands: coin(),
             autoscaling: coin(),
+            scale_only: coin() && coin(),
             clock_jumps: coin(),
             guardrail_edits: coin(),
             store_outages: coin(),

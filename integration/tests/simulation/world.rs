@@ -52,11 +52,13 @@ pub struct Setup {
     pub beat_millis: u64,
     /// Between two looks of AWS at its own groups.
     pub tick_millis: u64,
+    /// The AutoScaling groups are the customer's.
+    pub scale_only: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { reconcile_secs: 30, beat_millis: 5000, tick_millis: 1000 }
+        Setup { reconcile_secs: 30, beat_millis: 5000, tick_millis: 1000, scale_only: false }
     }
 }
 
@@ -196,7 +198,7 @@ impl World {
             conns: BTreeMap::new(),
             link_cut_until_millis: 0,
             aws_out_until_millis: 0,
-            oracle: Oracle::default(),
+            oracle: Oracle::of(setup.scale_only),
             people: People::new(),
             rules,
             trace: VecDeque::new(),
