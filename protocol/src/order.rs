@@ -24,6 +24,10 @@ pub struct Order {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an order is moved a few times, and nearly all are Apply"
+)]
 pub enum Intent {
     /// The group shall be as declared here.
     Apply(GroupSpec),

@@ -103,12 +103,6 @@ pub const CALLS: &[Call] = &[
         "sees whether the drain hook is as it must be",
     ),
     call(
-        "autoscaling:DescribeWarmPool",
-        &[Grant::Look],
-        Manage,
-        "sees whether a warm pool is as ordered",
-    ),
-    call(
         "autoscaling:DescribeInstanceRefreshes",
         &[Grant::Look],
         Manage,
@@ -161,18 +155,6 @@ pub const CALLS: &[Call] = &[
         &[Grant::Steer],
         Manage,
         "takes a scaling policy away that is no longer ordered",
-    ),
-    call(
-        "autoscaling:PutWarmPool",
-        &[Grant::Steer],
-        Manage,
-        "keeps stopped instances ready, as ordered",
-    ),
-    call(
-        "autoscaling:DeleteWarmPool",
-        &[Grant::Steer],
-        Manage,
-        "ends a warm pool that is no longer ordered",
     ),
     call(
         "autoscaling:StartInstanceRefresh",

@@ -41,16 +41,17 @@ async fn agent_policy(agent: &Path, options: &DevOptions) -> anyhow::Result<Vec<
     let subnets: Vec<&str> = SUBNETS.iter().map(|(id, _)| *id).collect();
     let mut command = Command::new(agent);
     command
-        .args(["iam-policy", "--profile", "manage", "--account", ACCOUNT, "--region", REGION])
-        .args(["--tenant", TENANT, "--launch-template", NODE_TEMPLATE_ID])
-        .args(["--agent-launch-template", AGENT_TEMPLATE_ID, "--image", IMAGE_ID])
-        .args(["--instance-type", INSTANCE_TYPE, "--subnet", &subnets.join(",")])
-        .arg("--nodes-per-group-max")
-        .arg(options.guardrails.nodes_per_group_max.to_string())
-        .env_clear()
-        .envs(clean_env::for_services())
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
+        .args(["iam-policy", "--profile", options.profile, "--account", ACCOUNT])
+        .args(["--region", REGION, "--tenant", TENANT]);
+    if options.profile == "manage" {
+        command
+            .args(["--launch-template", NODE_TEMPLATE_ID])
+            .args(["--agent-launch-template", AGENT_TEMPLATE_ID, "--image", IMAGE_ID])
+            .args(["--instance-type", INSTANCE_TYPE, "--subnet", &subnets.join(",")])
+            .arg("--nodes-per-group-max")
+            .arg(options.guardrails.nodes_per_group_max.to_string());
+    }
+    command.env_clear().envs(clean_env::for_services()).stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(TIMEOUT, command.output())
         .await
         .context("outstation-agent iam-policy does not end")?

@@ -103,6 +103,11 @@ impl Oracle {
                 assert!(shown.is_none(), "{group} is created although it was shown");
             }
             "PutLifecycleHook" => {
+                let hook = form.get("LifecycleHookName");
+                assert!(
+                    matches!(hook, Some("outstation-ready" | "outstation-drain")),
+                    "{group}: {hook:?}"
+                );
                 assert!(!order.is_tombstone(), "{group} is at its end and gets a hook");
             }
             "UpdateAutoScalingGroup" => {
@@ -154,9 +159,6 @@ impl Oracle {
                     (said("SkipMatching"), said("AutoRollback")),
                     (Some("true"), Some("true"))
                 );
-            }
-            "PutLifecycleHook" => {
-                assert_eq!(form.get("LifecycleHookName"), Some("outstation-ready"), "{group}");
             }
             "CancelInstanceRefresh" => assert!(basis.live, "{group}: cancelled while offline"),
             other => panic!("{other}: not a call that the agent may make"),

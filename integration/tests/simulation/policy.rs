@@ -18,15 +18,7 @@ pub const SUBNETS: [&str; 2] = ["subnet-0000000000000000a", "subnet-000000000000
 /// What the guardrails of a run say at most.
 const NODES_PER_GROUP_MAX: u32 = 6;
 
-static POLICIES: LazyLock<Policies> = LazyLock::new(|| {
-    let scope = Scope {
-        partition: Partition::Aws,
-        region: Region::try_from(REGION).expect("valid"),
-        account: AccountId::try_from(ACCOUNT).expect("valid"),
-        prefix: NamePrefix::try_from(crate::oracle::PREFIX.to_owned()).expect("valid"),
-        tenant: TenantId::try_from(TENANT).expect("valid"),
-        agent_group: "outstation-agent".parse().expect("valid"),
-    };
+static MANAGE: LazyLock<Policies> = LazyLock::new(|| {
     let manage = Manage {
         nodes_per_group_max: NODES_PER_GROUP_MAX,
         launch_templates: vec!["lt-0123456789abcdef0".parse().expect("valid")],
@@ -38,18 +30,33 @@ static POLICIES: LazyLock<Policies> = LazyLock::new(|| {
         agent_role: "outstation-agent".parse().expect("valid"),
         agent_launch_template: "lt-0fedcba9876543210".parse().expect("valid"),
     };
-    let policy = policy(&scope, &Profile::Manage(Box::new(manage))).expect("short enough");
-    Policies::parse([policy.to_json().as_str()]).expect("a policy")
+    made(&Profile::Manage(Box::new(manage)))
 });
+
+static SCALE_ONLY: LazyLock<Policies> = LazyLock::new(|| made(&Profile::ScaleOnly));
+
+fn made(profile: &Profile) -> Policies {
+    let scope = Scope {
+        partition: Partition::Aws,
+        region: Region::try_from(REGION).expect("valid"),
+        account: AccountId::try_from(ACCOUNT).expect("valid"),
+        prefix: NamePrefix::try_from(crate::oracle::PREFIX.to_owned()).expect("valid"),
+        tenant: TenantId::try_from(TENANT).expect("valid"),
+        agent_group: "outstation-agent".parse().expect("valid"),
+    };
+    let policy = policy(&scope, profile).expect("short enough");
+    Policies::parse([policy.to_json().as_str()]).expect("a policy")
+}
 
 pub fn subnets() -> BTreeMap<String, String> {
     let zones = [format!("{REGION}a"), format!("{REGION}b")];
     SUBNETS.map(str::to_owned).into_iter().zip(zones).collect()
 }
 
-pub fn held(mut sim: Sim) -> Sim {
+pub fn held(mut sim: Sim, scale_only: bool) -> Sim {
     let agent = format!("arn:aws:sts::{ACCOUNT}:assumed-role/outstation-agent/sim");
-    sim.guard.bind(&agent, POLICIES.clone());
+    let policies = if scale_only { &SCALE_ONLY } else { &MANAGE };
+    sim.guard.bind(&agent, (**policies).clone());
     sim
 }
 

@@ -191,7 +191,10 @@ impl World {
             queue: BinaryHeap::new(),
             numbers: 0,
             start: Instant::now(),
-            cloud: Faulty::new(crate::policy::held(Sim::new(crate::cloud::config(seed)))),
+            cloud: Faulty::new(crate::policy::held(
+                Sim::new(crate::cloud::config(seed)),
+                setup.scale_only,
+            )),
             nodes: BTreeMap::new(),
             broker: None,
             agents: BTreeMap::new(),

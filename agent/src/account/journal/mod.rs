@@ -103,7 +103,7 @@ impl Journal {
             self.store.anchor(chain.name(), head)?;
             Ok(head.seq)
         });
-        let outcome = written.as_ref().map(drop).map_err(|error| message(error));
+        let outcome = written.as_ref().map(drop).map_err(message);
         inner.note_trouble(outcome);
         if written.is_err() {
             inner.chain = None;
