@@ -205,7 +205,7 @@ fn journal(line: &JournalLine) -> String {
     let JournalLine { chain, records, trouble } = line;
     let there = chain.as_ref().map(|chain| format!("{records} records in {chain}"));
     match (trouble, there) {
-        (Some(why), _) => format!("TAKES NOTHING, so nothing is changed: {why}"),
+        (Some(trouble), _) => trouble.clone(),
         (None, Some(there)) => there,
         (None, None) => "empty".to_owned(),
     }

@@ -128,7 +128,8 @@ fn what_is_wrong_stands_in_its_line() {
     ill.looked_at_unix_secs = None;
     ill.look_error = Some(trouble("DescribeAutoScalingGroups: timed out"));
     ill.store_trouble = vec!["a.json of the ledger is damaged".to_owned()];
-    ill.journal.as_mut().expect("it has one").trouble = Some("no space left".to_owned());
+    ill.journal.as_mut().expect("it has one").trouble =
+        Some("NOTHING IS CHANGED: no space".to_owned());
     let text_of = |process| text(process, &ill, NOW + 60);
     for line in [
         "account agent  not enrolled",
@@ -139,7 +140,7 @@ fn what_is_wrong_stands_in_its_line() {
         "STS does not say whose it is, 100 s ago: no route to host",
         "NONE for 3 d, everything is held: line 3: no such rule",
         "never looked at; failing for 100 s: DescribeAutoScalingGroups: timed out",
-        "journal      TAKES NOTHING, so nothing is changed: no space left",
+        "journal      NOTHING IS CHANGED: no space",
         "store        a.json of the ledger is damaged",
     ] {
         let text = text_of(Process::Hanging);

@@ -145,7 +145,7 @@ fn manages(scope: &Scope, manage: &Manage) -> Vec<Statement> {
             Grant::Steer,
             false,
             groups(),
-            "Only groups with the tenant's tag. AWS has no key for the numbers in these calls: a warm pool and a \
+            "Only groups with the tenant's tag. AWS has no key for the numbers in these calls: a refresh is \
              refresh are bounded by the guardrails alone.",
         )
         .when("StringEquals", "aws:ResourceTag/outstation:tenant", [scope.tenant.as_str()]),

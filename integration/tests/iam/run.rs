@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use outstation_agent::iam::calls::{CALLS, Grant};
 use outstation_integration::{LONG, ONE_AT_A_TIME, World};
 
-/// Of groups that scale by a metric, change their image, have a broken node or a hook changed by hand, or were made by the
+/// Of groups that scale by a metric, change their image, have a broken node, live long enough to have their hooks looked at, or were made by the
 /// customer: the seeded simulation, whose agents are held to the same policies, makes these.
 const OF_OTHER_LIVES: &[&str] = &[
     "autoscaling:DescribePolicies",
@@ -18,6 +18,7 @@ const OF_OTHER_LIVES: &[&str] = &[
     "autoscaling:StartInstanceRefresh",
     "autoscaling:CancelInstanceRefresh",
     "autoscaling:SetInstanceHealth",
+    "autoscaling:DescribeLifecycleHooks",
     "autoscaling:PutLifecycleHook",
     "autoscaling:SetDesiredCapacity",
 ];

@@ -2,7 +2,7 @@
 //! call, in a chain of records on the agent's disk, anchored in the account store.
 //!
 //! Order of things for a call that may change something: the record of it is on disk, its **anchor** is in the
-//! account store, and only then is the call made ([`intercept`]). Anchors are created and never
+//! account store, and only then is the call made. While the disk takes nothing, the anchor carries the record ([`intercept`]). Anchors are created and never
 //! replaced, so a chain that was cut, changed or made anew does not fit them ([`verify`]).
 
 mod chain;
@@ -52,7 +52,7 @@ pub struct Journal {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// None until it is used, and after anything went wrong: then it is read again from the disk.
+    /// None until it is used, and when somebody else has written to it: then it is read again.
     chain: Option<Chain>,
     skipped: Skipped,
     trouble: Option<String>,
@@ -80,8 +80,7 @@ impl Journal {
         Journal { data_plane, disk, store, clock, inner: Mutex::default() }
     }
 
-    /// Writes down what changes nothing by itself; a journal that cannot take it is told of in the log, and
-    /// makes every call wait that would change something.
+    /// Writes down what changes nothing by itself. A journal that cannot take it is told of in the log.
     pub fn note(&self, event: Event) {
         let mut inner = lock(&self.inner);
         let now = self.clock.unix_secs();
@@ -90,24 +89,21 @@ impl Journal {
             return;
         }
         let noted = self.append(&mut inner, event).map(drop);
-        inner.tell(noted);
+        inner.tell(&noted);
     }
 
-    /// Writes down a call that may change something, on this disk and in the account store. It may be made
-    /// when this has returned, and not otherwise. The number is for its outcome.
+    /// Writes down a call that may change something: on this disk, and its anchor in the account store. It may be
+    /// made when this has returned, and not otherwise. The number is for its outcome.
     pub fn before_call(&self, event: Event) -> Result<u64, JournalError> {
         let mut inner = lock(&self.inner);
         let written = self.append(&mut inner, event).and_then(|head| {
             let chain = inner.chain.as_mut().expect("it was just appended to");
-            chain.sync()?;
-            self.store.anchor(chain.name(), head)?;
-            Ok(head.seq)
+            chain.secure(&self.store).map(|()| head.seq)
         });
-        let outcome = written.as_ref().map(drop).map_err(message);
-        inner.note_trouble(outcome);
-        if written.is_err() {
+        if let Err(JournalError::Forked { .. }) = written {
             inner.chain = None;
         }
+        inner.tell(&written.as_ref().map(drop));
         written
     }
 
@@ -118,20 +114,12 @@ impl Journal {
         }
         let Inner { chain, skipped, .. } = inner;
         let chain = chain.as_mut().expect("it was opened above");
-        let appended = skipped
-            .told()
-            .map_or(Ok(()), |told| chain.append(now, told).map(drop))
-            .and_then(|()| chain.append(now, event));
-        match appended {
-            Ok(head) => {
-                *skipped = Skipped { refusals: 0, looks: 0, ..*skipped };
-                chain.rotate(&self.store).map(|()| head)
-            }
-            Err(error) => {
-                inner.chain = None;
-                Err(error)
-            }
+        if let Some(told) = skipped.told() {
+            chain.append(now, told)?;
+            *skipped = Skipped { refusals: 0, looks: 0, ..*skipped };
         }
+        let head = chain.append(now, event)?;
+        chain.rotate(&self.store).map(|()| head)
     }
 
     pub fn state(&self) -> State {
@@ -142,19 +130,20 @@ impl Journal {
 }
 
 impl Inner {
-    fn tell(&mut self, noted: Result<(), JournalError>) {
-        self.note_trouble(noted.map_err(|error| message(&error)));
-    }
-
     /// Told once, not at every record.
-    fn note_trouble(&mut self, noted: Result<(), String>) {
-        let trouble = noted.err();
+    fn tell<E: std::borrow::Borrow<JournalError>>(&mut self, written: &Result<(), E>) {
+        let trouble = match written {
+            Err(error) => Some(format!("NOTHING IS CHANGED: {}", message(error.borrow()))),
+            Ok(()) => self.chain.as_mut().and_then(|chain| chain.flush().err()).map(|error| {
+                let why = message(&error);
+                format!("its disk takes nothing, the account store gets it with each call: {why}")
+            }),
+        };
         if self.trouble == trouble {
             return;
         }
         match &trouble {
-            Some(why) => tracing::error!(%why, "the journal takes nothing: no call that changes \
-                anything is made until it does"),
+            Some(trouble) => tracing::error!("the journal: {trouble}"),
             None => tracing::info!("the journal is written again"),
         }
         self.trouble = trouble;

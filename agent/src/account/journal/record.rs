@@ -62,6 +62,9 @@ pub struct Anchor {
     pub seq: u64,
     /// Of the line of that record.
     pub digest: Digest,
+    /// The last of the records up to that one, as lines: those that the agent's disk did not take.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lines: Vec<String>,
 }
 
 /// The end of a chain: the next record names it.

@@ -6,14 +6,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use outstation_protocol::Digest;
-
 use super::JournalError;
 use super::record::{Anchor, Head};
 use crate::trust::files;
 
 /// Of an anchor's file, for whoever reads it.
-const ANCHOR_BYTES_MAX: u64 = 1024;
+const ANCHOR_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -25,11 +23,11 @@ impl Store {
         Store { folder }
     }
 
-    /// The chain ends at `head`, and says so before it goes on.
-    pub fn anchor(&self, chain: &str, head: Head) -> Result<(), JournalError> {
+    /// The chain ends at `head`, and says so before it goes on. `lines`: what else of it is nowhere yet.
+    pub fn anchor(&self, chain: &str, head: Head, lines: Vec<String>) -> Result<(), JournalError> {
         let Head { seq, digest: Some(digest) } = head else { return Ok(()) };
-        let path = self.anchors(chain).join(format!("{seq:020}.json"));
-        let anchor = Anchor { chain: chain.to_owned(), seq, digest };
+        let path = self.anchors(chain).join(anchor_name(seq));
+        let anchor = Anchor { chain: chain.to_owned(), seq, digest, lines };
         let json = serde_json::to_vec(&anchor).expect("plain values always serialize");
         match create(&path, &json) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -65,12 +63,14 @@ impl Store {
         newest.map(|name| read_anchor(&self.anchors(chain).join(name))).transpose()
     }
 
-    /// By number of the record.
-    pub fn all_anchors(&self, chain: &str) -> io::Result<BTreeMap<u64, Digest>> {
+    /// By number of the record; those behind record `after`.
+    pub fn anchors_after(&self, chain: &str, after: u64) -> io::Result<BTreeMap<u64, Anchor>> {
         let folder = self.anchors(chain);
-        let anchors = names(&folder)?.into_iter().map(|name| {
+        let first = anchor_name(after + 1);
+        let names = names(&folder)?.into_iter().filter(|name| *name >= first);
+        let anchors = names.map(|name| {
             let anchor = read_anchor(&folder.join(name))?;
-            Ok((anchor.seq, anchor.digest))
+            Ok((anchor.seq, anchor))
         });
         anchors.collect()
     }
@@ -82,6 +82,10 @@ impl Store {
     pub fn segments(&self, chain: &str) -> PathBuf {
         self.folder.join(chain).join("segments")
     }
+}
+
+fn anchor_name(seq: u64) -> String {
+    format!("{seq:020}.json")
 }
 
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {

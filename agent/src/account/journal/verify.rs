@@ -6,8 +6,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use outstation_protocol::Digest;
-
 use super::record::{Anchor, Event, Head, Record, whole_lines};
 use super::store::{Store, names};
 
@@ -21,7 +19,7 @@ pub struct Kept {
     pub differ: BTreeSet<String>,
     /// This disk has it.
     pub is_here: bool,
-    pub anchors: BTreeMap<u64, Digest>,
+    pub anchors: BTreeMap<u64, Anchor>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub fn read(disk: Option<&Path>, store: &Store) -> io::Result<Vec<Kept>> {
     chains.extend(here.iter().cloned());
     let mut all = Vec::new();
     for chain in chains {
-        let mut kept = Kept { anchors: store.all_anchors(&chain)?, ..Kept::default() };
+        let mut kept = Kept { anchors: store.anchors_after(&chain, 0)?, ..Kept::default() };
         let archived = store.segments(&chain);
         for name in names(&archived)? {
             kept.segments.insert(name.clone(), fs::read(archived.join(&name))?);
@@ -86,9 +84,9 @@ pub fn verify(kept: &Kept) -> Verified {
     });
     verified.records = seen.len() as u64;
     verified.faults.extend(walked.err());
-    for (seq, digest) in &kept.anchors {
+    for (seq, anchor) in &kept.anchors {
         match seen.get(seq) {
-            Some(found) if *found == Some(*digest) => {}
+            Some(found) if *found == Some(anchor.digest) => {}
             Some(_) => verified.faults.push(format!("record {seq} is not the anchored one")),
             None if kept.is_here => {
                 verified.faults.push(format!("record {seq} is anchored and missing"));
@@ -114,6 +112,15 @@ pub fn walk(kept: &Kept, mut each: impl FnMut(&Record, Head)) -> Result<(), Stri
             return Err(format!("{name}: its last line is cut off"));
         }
     }
+    // The agent died while its disk took nothing, and has not come back to this chain.
+    for (seq, anchor) in kept.anchors.range(head.seq + 1..).filter(|_| kept.is_here) {
+        for line in &anchor.lines {
+            let followed = head.follow(line.as_bytes());
+            let (record, next) = followed.map_err(|error| format!("anchor {seq}: {error}"))?;
+            each(&record, next);
+            head = next;
+        }
+    }
     Ok(())
 }
 
@@ -121,10 +128,10 @@ pub fn walk(kept: &Kept, mut each: impl FnMut(&Record, Head)) -> Result<(), Stri
 pub fn verify_succession(all: &[Verified], kept: &[Kept]) -> Vec<String> {
     let mut faults = Vec::new();
     for chain in all {
-        let Some(Anchor { chain: before, seq, digest }) = &chain.follows else { continue };
+        let Some(Anchor { chain: before, seq, digest, .. }) = &chain.follows else { continue };
         let anchors = kept.iter().find(|kept| kept.chain == *before).map(|kept| &kept.anchors);
         match anchors.and_then(|anchors| anchors.get(seq)) {
-            Some(found) if found == digest => {}
+            Some(found) if found.digest == *digest => {}
             Some(_) => faults.push(format!(
                 "chain {} follows record {seq} of {before}, which is another one by now",
                 chain.chain
