@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result};
 use outstation_cli::dev::ServiceName;
+use outstation_cli::dev::layout::SUBNETS;
 use outstation_cli::view::{GroupView, Status};
 use outstation_integration::{LONG, ONE_AT_A_TIME, World};
 
@@ -58,23 +59,22 @@ async fn load_makes_a_group_grow_and_shrink_within_what_was_ordered() -> Result<
         "delete_policy(AutoScalingGroupName='{ASG}', PolicyName='outstation-target')"
     ))?;
     assert_eq!(run.code, 0, "{run}");
+    let subnets = SUBNETS.map(|(subnet, _)| subnet);
     let run = world.by_hand(&format!(
         "update_auto_scaling_group(AutoScalingGroupName='{ASG}', MaxSize=9, \
-         AvailabilityZones=['eu-central-1a'])"
+         VPCZoneIdentifier='{}')",
+        subnets[0]
     ))?;
     assert_eq!(run.code, 0, "{run}");
-    for change in [
-        "max size 3 -> 9",
-        "scaling policy CPU 60 % -> none",
-        "zones eu-central-1a,eu-central-1b,eu-central-1c -> eu-central-1a",
-    ] {
+    let moved = format!("subnets {} -> {}", subnets.join(","), subnets[0]);
+    for change in ["max size 3 -> 9", "scaling policy CPU 60 % -> none", moved.as_str()] {
         until(&world, change, |_, status| {
             status.drift.iter().any(|drift| drift.repaired && drift.change.contains(change))
         })
         .await?;
     }
     let described = world.outstation(&["describe", "delay_tsg"])?;
-    assert!(described.stdout.contains("zones eu-central-1a,"), "{described}");
+    assert!(described.stdout.contains(&moved), "{described}");
     sim.set_cpu_total(ASG, Some(500.0)).await?;
     until(&world, "the policy works again", |_, status| ready(status, 3)).await?;
 
