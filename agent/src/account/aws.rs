@@ -282,6 +282,7 @@ impl Aws {
                 .await
                 .map(drop)
                 .map_err(|e| CallError::of("UpdateAutoScalingGroup", e)),
+            Action::PutReadyHook { asg_name } => self.put_ready_hook(asg_name).await,
             Action::StartRefresh { asg_name, launch_template, min_healthy_percent } => {
                 self.start_refresh(asg_name, launch_template, *min_healthy_percent).await
             }

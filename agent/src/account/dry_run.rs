@@ -103,7 +103,7 @@ fn show(plans: &Plan) -> String {
 }
 
 /// An action as a person says it.
-fn words(action: &Action) -> String {
+pub fn words(action: &Action) -> String {
     match action {
         Action::Create(shape) => {
             let nodes = bounds(shape.min, shape.max);
@@ -125,6 +125,7 @@ fn words(action: &Action) -> String {
             "change {asg_name} to launch template {} version {}",
             launch_template.name, launch_template.version
         ),
+        Action::PutReadyHook { asg_name } => format!("put the ready hook of {asg_name}"),
         Action::StartRefresh { asg_name, launch_template, min_healthy_percent } => format!(
             "refresh the instances of {asg_name} to launch template {} version {}, at least \
              {min_healthy_percent} % healthy",

@@ -86,7 +86,6 @@ impl Aws {
         launch_template: &LaunchTemplate,
         min_healthy_percent: u32,
     ) -> Result<(), CallError> {
-        self.put_ready_hook(asg_name).await?;
         let percent = i32::try_from(min_healthy_percent).unwrap_or(100);
         // With the maximum said, AWS launches before it ends where it cannot keep the minimum otherwise.
         let preferences = RefreshPreferences::builder()
@@ -114,7 +113,7 @@ impl Aws {
 
     /// Also for a group that was made before there was this hook, or that somebody took it from: without it AWS would go on
     /// as soon as a machine runs.
-    async fn put_ready_hook(&self, asg_name: &str) -> Result<(), CallError> {
+    pub(super) async fn put_ready_hook(&self, asg_name: &str) -> Result<(), CallError> {
         self.mutations
             .put_lifecycle_hook()
             .auto_scaling_group_name(asg_name)

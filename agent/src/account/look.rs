@@ -89,6 +89,7 @@ impl Eyes {
             | Action::DrainToZero { .. }
             | Action::Place { .. }
             | Action::UseTemplate { .. }
+            | Action::PutReadyHook { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
             | Action::Replace { .. }

@@ -119,6 +119,7 @@ impl ObservedGroup {
                 }
             }
             Action::Tag { tags, .. } => self.tags.extend(tags.clone()),
+            Action::PutReadyHook { .. } => {}
         }
     }
 }
@@ -179,6 +180,10 @@ pub enum Action {
         asg_name: String,
         launch_template: LaunchTemplate,
     },
+    /// Before each roll-out: without this hook AWS would go on as soon as a machine runs.
+    PutReadyHook {
+        asg_name: String,
+    },
     /// Every instance is replaced that is not of this template, within the healthy share.
     StartRefresh {
         asg_name: String,
@@ -211,7 +216,12 @@ pub enum Action {
 
 impl Action {
     fn is_about_image(&self) -> bool {
-        matches!(self, Action::StartRefresh { .. } | Action::CancelRefresh { .. })
+        matches!(
+            self,
+            Action::PutReadyHook { .. }
+                | Action::StartRefresh { .. }
+                | Action::CancelRefresh { .. }
+        )
     }
 
     /// The most nodes that it may lead to.
@@ -226,6 +236,7 @@ impl Action {
             | Action::PutDrainHook { .. }
             | Action::Place { .. }
             | Action::UseTemplate { .. }
+            | Action::PutReadyHook { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
             | Action::Replace { .. }
@@ -245,6 +256,7 @@ impl Action {
             | Action::PutDrainHook { .. }
             | Action::Place { .. }
             | Action::UseTemplate { .. }
+            | Action::PutReadyHook { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
             | Action::Replace { .. }
@@ -480,11 +492,14 @@ fn compare(wanted: &Shape, observed: &ObservedGroup, guardrails: &Guardrails) ->
     }
     // Last: new instances have the new tags, and an order does not wait for an image.
     match &plan.rolling {
-        Some(Rolling::Start) => plan.actions.push(Action::StartRefresh {
-            asg_name,
-            launch_template: wanted.launch_template.clone(),
-            min_healthy_percent: guardrails.min_healthy_percent,
-        }),
+        Some(Rolling::Start) => plan.actions.extend([
+            Action::PutReadyHook { asg_name: asg_name.clone() },
+            Action::StartRefresh {
+                asg_name,
+                launch_template: wanted.launch_template.clone(),
+                min_healthy_percent: guardrails.min_healthy_percent,
+            },
+        ]),
         Some(Rolling::Cancel { .. }) => plan.actions.push(Action::CancelRefresh { asg_name }),
         Some(Rolling::Adjust | Rolling::UnderWay { .. } | Rolling::Failed { .. }) | None => {}
     }
@@ -534,7 +549,9 @@ fn restrain(
             Action::DrainToZero { .. } | Action::Delete { .. } => true,
             Action::SetDesired { .. } => accepted.order.is_tombstone(),
             Action::Create(_) | Action::Resize { .. } => false,
-            Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
+            Action::PutReadyHook { .. }
+            | Action::StartRefresh { .. }
+            | Action::CancelRefresh { .. } => {
                 if !around.link_live {
                     plan.held.push(held(
                         accepted,

@@ -70,6 +70,7 @@ fn words(
             Action::UseTemplate { launch_template, .. } => {
                 format!("template {}", launch_template.version)
             }
+            Action::PutReadyHook { .. } => "ready hook".to_owned(),
             Action::StartRefresh { launch_template, min_healthy_percent, .. } => {
                 format!("refresh to {} at {min_healthy_percent} %", launch_template.version)
             }
@@ -523,14 +524,14 @@ fn a_new_image_is_rolled_out_last_and_never_offline() {
     let mut drifted = as_ordered(3, 1);
     drifted.max = 5;
     for (name, nodes, observed, rails, live, wanted) in [
-        ("begun", 3, as_ordered(3, 1), with_version(2), true, "refresh to 2 at 90 %"),
+        ("begun", 3, as_ordered(3, 1), with_version(2), true, "ready hook; refresh to 2 at 90 %"),
         (
             "with an order",
             5,
             as_ordered(3, 1),
             with_version(2),
             true,
-            "resize 5; tag 1; refresh to 2 at 90 %",
+            "resize 5; tag 1; ready hook; refresh to 2 at 90 %",
         ),
         ("offline", 3, as_ordered(3, 1), with_version(2), false, "held by offline"),
         ("paused", 3, as_ordered(3, 1), paused, true, "held by pause"),
@@ -540,7 +541,7 @@ fn a_new_image_is_rolled_out_last_and_never_offline() {
             drifted,
             report,
             true,
-            "refresh to 2 at 90 %; drift max size 3 -> 5",
+            "ready hook; refresh to 2 at 90 %; drift max size 3 -> 5",
         ),
         ("under way", 3, refreshing("InProgress", 2), with_version(2), true, ""),
         (
@@ -581,7 +582,7 @@ fn a_new_image_is_rolled_out_last_and_never_offline() {
             refreshing("RollbackSuccessful", 2),
             with_version(3),
             true,
-            "refresh to 3 at 90 %",
+            "ready hook; refresh to 3 at 90 %",
         ),
     ] {
         let (generation, order) = if nodes == 3 { (1, spec(3)) } else { (2, spec(nodes)) };

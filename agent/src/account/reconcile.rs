@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
 use super::config::Profile;
+use super::dry_run;
 use super::entry::entering;
 use super::images::Images;
 use super::journal::record::Event;
@@ -244,6 +245,7 @@ impl Reconciler {
                 | Action::Replace { .. }
                 | Action::SetDesired { .. }
                 | Action::PutDrainHook { .. }
+                | Action::PutReadyHook { .. }
                 | Action::Place { .. }
                 | Action::UseTemplate { .. }
                 | Action::Tag { .. }
@@ -375,7 +377,7 @@ async fn perform(
         group: group.clone(),
         generation: accepted.order.generation,
         digest: accepted.digest,
-        action: format!("{action:?}").chars().take(ACTION_CHARS_MAX).collect(),
+        action: dry_run::words(action).chars().take(ACTION_CHARS_MAX).collect(),
     });
     aws.apply(action).await.map_err(CallError::into_held)
 }

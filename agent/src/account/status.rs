@@ -181,6 +181,7 @@ fn unfinished(
         Action::Create(_)
         | Action::DrainToZero { .. }
         | Action::Delete { .. }
+        | Action::PutReadyHook { .. }
         | Action::StartRefresh { .. }
         | Action::CancelRefresh { .. }
         | Action::Replace { .. } => false,
