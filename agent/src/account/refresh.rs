@@ -160,9 +160,11 @@ pub fn rolling(wanted: &LaunchTemplate, observed: &ObservedGroup) -> Option<Roll
         RefreshState::Cancelling => {
             Rolling::UnderWay { reason: format!("{name} is being cancelled") }
         }
-        RefreshState::RollingBack => {
+        RefreshState::RollingBack if is_ours => {
             Rolling::UnderWay { reason: format!("{name} failed and is being rolled back{why}") }
         }
+        // Back to an image that nobody wants either, and that may never come up.
+        RefreshState::RollingBack => Rolling::Cancel { refresh: format!("the rollback of {name}") },
         RefreshState::Failed if is_ours => {
             Rolling::Failed { reason: format!("{name} failed at {percent} %{why}") }
         }
@@ -270,6 +272,13 @@ mod tests {
                 &[1, 2],
                 Some(("RollbackInProgress", Some(2))),
                 "UPDATING the instance refresh to node version 2 failed and is being rolled back: AWS's words",
+            ),
+            (
+                "rolling back from another to another",
+                1,
+                &[1, 3],
+                Some(("RollbackInProgress", Some(3))),
+                "UPDATING the rollback of the instance refresh to node version 3 is cancelled: another image is wanted",
             ),
             (
                 "rolled back",

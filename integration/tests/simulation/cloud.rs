@@ -95,10 +95,12 @@ impl World {
             assert!(!(failed && seen), "{name}: version {:?} is tried again", of(begun));
         }
         // Of one intent there is one. Another finds something to replace; or it was sent by what was so a moment ago, to
-        // another agent, in an old describe, before somebody's hand.
-        let ended = group.refreshes.iter().skip(1).filter_map(|before| before.ended).max();
-        let is_late =
-            ended.is_some_and(|ended| begun.started - ended <= time::Duration::seconds(STALE_SECS));
+        // another agent, in an old describe, before somebody's hand, before the last old instance died.
+        let refreshes = group.refreshes.iter().skip(1).filter_map(|before| before.ended);
+        let activities = group.activities.iter().flat_map(|it| [Some(it.started), it.ended]);
+        let is_late = refreshes
+            .chain(activities.flatten())
+            .any(|at| begun.started - at <= time::Duration::seconds(STALE_SECS));
         let differs = of(begun).is_some_and(|version| version != group.template.version);
         let is_stale =
             self.weather.aws.iter().any(|(fault, odds)| *fault == Fault::Stale && *odds > 0.0);

@@ -129,8 +129,13 @@ fn seeds_that_found_something() {
         (10, "a tombstone was carried out after the link had been lost"),
         (13, "two agents: the second refused what it found accepted in the store"),
         (304, "the broker went on showing what a departed agent had answered"),
+        (438, "a roll-out was begun although the link had been lost during the call before it"),
         (1324, "all answers were asked for again as soon as they had come"),
         (1369, "a second agent judged by a ledger that was no longer so"),
+        (1716, "an image was rolled out that the guardrails had ceased to name meanwhile"),
+        (26_326, "a rollback to an image that never came up kept the wanted one away"),
+        (32_518, "oracle: the last old instance was gone before the refresh began"),
+        (66_124, "a rollback to a broken image, of an image that was not wanted either"),
     ] {
         println!("{seed}: {what}");
         simulate(seed);

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outstation_agent::account::guardrails::LaunchTemplate;
 use outstation_agent::account::plan::{Observed, ObservedGroup, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::model::{GroupSpec, Scaling, Target};
@@ -147,6 +148,11 @@ impl Oracle {
                 let number = |name: &str| form.get(name).and_then(|text| text.parse::<u32>().ok());
                 let said = |name: &str| form.get(&format!("Preferences.{name}"));
                 assert!(basis.live, "{group}: a refresh is begun while offline");
+                let is_old = |template: &Option<LaunchTemplate>| {
+                    template.as_ref().is_none_or(|it| it.version != u64::from(rules.version))
+                };
+                let shown = shown.unwrap_or_else(|| panic!("{group} was not shown"));
+                assert!(shown.image.templates.iter().any(is_old), "{group}: no old instance shown");
                 assert_eq!(
                     number("DesiredConfiguration.LaunchTemplate.Version"),
                     Some(rules.version),
