@@ -3,6 +3,7 @@
 
 pub mod codec;
 pub mod incoming;
+pub mod scan;
 
 pub mod admin {
     tonic::include_proto!("outstation.admin.v1");

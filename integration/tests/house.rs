@@ -36,6 +36,7 @@ fn dependencies_point_in_one_direction() {
         ("cli", &["protocol", "api", "transform-client"]),
         ("cli/runner", &[]),
         ("sdk/native", &[]),
+        ("integration/load", &["transform-client"]),
     ]
     .into();
     for (folder, allowed) in allowed {

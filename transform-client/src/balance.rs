@@ -1,5 +1,5 @@
 //! Which endpoint gets a call: power of two choices by calls in flight, among those that are up and not
-//! ejected; and whether a call may be tried again. Pure: `now` is an argument, randomness is seeded.
+//! ejected and have room; and whether a call may be tried again. Pure: `now` is an argument, randomness is seeded.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -32,6 +32,9 @@ pub struct Config {
     pub retry_share: f64,
     /// Tries that may be saved up: what a short outage of one of few endpoints needs.
     pub retry_reserve: f64,
+    /// Calls in flight on one endpoint: as many as a server takes of one connection. A further one would wait inside the
+    /// connection, behind others, where another endpoint cannot take it.
+    pub in_flight_max: u32,
 }
 
 impl Default for Config {
@@ -43,6 +46,7 @@ impl Default for Config {
             forgive_after: Duration::from_secs(60),
             retry_share: 0.2,
             retry_reserve: 20.0,
+            in_flight_max: 128,
         }
     }
 }
@@ -178,18 +182,28 @@ impl Balance {
     }
 
     /// The endpoint for the next call or try, counted as in flight until `finish`. Of two at random the
-    /// one with fewer calls in flight. When nothing is up, an ejected one is better than none.
+    /// one with fewer calls in flight. When nothing is up, an ejected one is better than none; when all that are up have
+    /// as many calls as they may, there is none.
     pub fn pick(&mut self, tried: &[EndpointId]) -> Option<EndpointId> {
-        let picked = if tried.is_empty() && !self.up.is_empty() {
-            better_of_two(&mut self.rng, &self.states, &self.up)?
-        } else {
-            let allowed = |id: &EndpointId| !tried.contains(id);
-            let mut candidates: Vec<EndpointId> = self.up.iter().copied().filter(allowed).collect();
-            if candidates.is_empty() {
-                let ejected = self.states.iter().filter(|(_, state)| state.phase == Phase::Ejected);
-                candidates = ejected.map(|(id, _)| *id).filter(allowed).collect();
+        let (states, max) = (&self.states, self.config.in_flight_max);
+        let has_room = |id: &EndpointId| states.get(id).is_some_and(|it| it.in_flight < max);
+        let first = match tried {
+            [] => better_of_two(&mut self.rng, states, &self.up).filter(has_room),
+            _ => None,
+        };
+        let picked = match first {
+            Some(picked) => picked,
+            None => {
+                let allowed = |id: &EndpointId| !tried.contains(id);
+                let mut candidates: Vec<EndpointId> =
+                    self.up.iter().copied().filter(allowed).collect();
+                if candidates.is_empty() {
+                    let ejected = states.iter().filter(|(_, it)| it.phase == Phase::Ejected);
+                    candidates = ejected.map(|(id, _)| *id).filter(allowed).collect();
+                }
+                candidates.retain(has_room);
+                better_of_two(&mut self.rng, states, &candidates)?
             }
-            better_of_two(&mut self.rng, &self.states, &candidates)?
         };
         self.states.get_mut(&picked)?.in_flight += 1;
         Some(picked)

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use outstation_api::NOT_STARTED;
 use outstation_api::codec::BytesCodec;
+use outstation_api::scan;
 use outstation_api::transform::{CallRequest, CallResponse, ListTargetsResponse};
 use prost::Message;
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,13 +16,14 @@ use tokio::time::timeout_at;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::client::Grpc;
 use tonic::metadata::MetadataValue;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::balance::{
     self, Balance, Change, Ejection, Endpoint, EndpointId, EndpointView, Outcome,
 };
 use crate::clock;
 use crate::connection::{self, Sender};
+use crate::throttle::{self, Throttle};
 use crate::verdict::{Silence, judge};
 
 /// The largest message that a server takes and gives.
@@ -31,16 +33,19 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The server answers at the deadline, and says which function was too slow; for this long after it
 /// that answer is still awaited.
 const ANSWER_GRACE: Duration = Duration::from_millis(100);
+/// The client's own refusal, which says nothing new about the group.
+const UNSENT: &str = "outstation-unsent";
 const CALL: &str = "/outstation.transform.v1.Transform/Call";
 const LIST_TARGETS: &str = "/outstation.transform.v1.Transform/ListTargets";
 
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
     pub balance: balance::Config,
+    pub throttle: throttle::Config,
     /// Further tries of a call that was not started. Two: a third server that refuses as well says
     /// that the group is in trouble, not the server.
     pub retries_max: usize,
-    /// How long a call waits for a first usable endpoint, if its deadline allows.
+    /// How long a call waits for a first usable endpoint, or for one with room, if its deadline allows.
     pub wait_max: Duration,
 }
 
@@ -48,6 +53,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             balance: balance::Config::default(),
+            throttle: throttle::Config::default(),
             retries_max: 2,
             wait_max: Duration::from_secs(5),
         }
@@ -75,10 +81,13 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Something may have become usable.
     changed: Notify,
+    /// A call has ended, and another may take its place.
+    room: Notify,
 }
 
 struct State {
     balance: Balance,
+    throttle: Throttle,
     connections: BTreeMap<EndpointId, Connection>,
 }
 
@@ -104,10 +113,13 @@ struct Picked<'a> {
 impl Client {
     /// Follows `endpoints`; when its sender is gone, the last set stays. Needs a tokio runtime.
     pub fn new(endpoints: watch::Receiver<Vec<Endpoint>>, config: Config) -> Client {
-        let seed = rand::random();
-        let state =
-            State { balance: Balance::new(config.balance, seed), connections: BTreeMap::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
+        let state = State {
+            balance: Balance::new(config.balance, rand::random()),
+            throttle: Throttle::new(config.throttle, rand::random()),
+            connections: BTreeMap::new(),
+        };
+        let (changed, room) = (Notify::new(), Notify::new());
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed, room });
         let stop = CancellationToken::new();
         tokio::spawn(follow(shared.clone(), endpoints, stop.clone()));
         Client { shared, config, _stop: Arc::new(stop.drop_guard()) }
@@ -132,12 +144,30 @@ impl Client {
     ///
     /// A status that came from a server is passed on as it is. `UNAVAILABLE`: no endpoint was usable, or
     /// the connection broke while the call ran (which is not repeated, as it may have been started).
+    /// `RESOURCE_EXHAUSTED` may also be the client's own: the group would have refused it, or nobody has room.
     pub async fn call_bytes(
         &self,
         request: Bytes,
         deadline: Instant,
     ) -> Result<(Bytes, EndpointUsed), Status> {
-        self.unary(CALL, request, deadline).await
+        // What names no target is the server's to answer.
+        let named = request.clone();
+        let target = scan::target(&named).ok();
+        let Some(target) = target.filter(|target| !target.is_empty()) else {
+            return self.unary(CALL, request, deadline).await;
+        };
+        if !self.shared.lock().throttle.admits(target, clock::now()) {
+            return Err(unsent(format!(
+                "not sent: the group refuses most calls of {target} at present, as more come than it can take"
+            )));
+        }
+        let answer = self.unary(CALL, request, deadline).await;
+        if !answer.as_ref().is_err_and(|status| status.metadata().contains_key(UNSENT)) {
+            let refused =
+                answer.as_ref().is_err_and(|status| status.code() == Code::ResourceExhausted);
+            self.shared.lock().throttle.ended(target, refused, clock::now());
+        }
+        answer
     }
 
     /// What the group can evaluate, as one of its servers says.
@@ -173,12 +203,10 @@ impl Client {
     ) -> Result<(Bytes, EndpointUsed), Status> {
         // Else the connection would break halfway, and its endpoint be blamed for that.
         if request.len() > MESSAGE_BYTES_MAX {
-            let mut status = Status::out_of_range(format!(
+            return Err(not_started(Status::out_of_range(format!(
                 "the request of {} bytes is more than {MESSAGE_BYTES_MAX}: send fewer rows",
                 request.len()
-            ));
-            status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
-            return Err(status);
+            ))));
         }
         let mut tried = Vec::new();
         let mut picked = self.first(deadline).await?;
@@ -211,15 +239,22 @@ impl Client {
     /// Waits for an endpoint if there is none yet.
     async fn first(&self, deadline: Instant) -> Result<Picked<'_>, Status> {
         let wait_until = deadline.min(clock::now() + self.config.wait_max);
+        let mut waited = false;
         loop {
-            let changed = self.shared.changed.notified();
+            let (changed, room) = (self.shared.changed.notified(), self.shared.room.notified());
             if let Some(picked) = self.shared.pick_first() {
+                if waited {
+                    // Two may have ended before one that waits was woken: there is room for the next one too.
+                    self.shared.room.notify_one();
+                }
                 return Ok(picked);
             }
-            if timeout_at(wait_until.into(), changed).await.is_err() {
-                let mut status = Status::unavailable(self.shared.why_none());
-                status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
-                return Err(status);
+            waited = true;
+            let either = async {
+                tokio::select! { () = changed => {}, () = room => {} }
+            };
+            if timeout_at(wait_until.into(), either).await.is_err() {
+                return Err(self.shared.why_none());
             }
         }
     }
@@ -261,6 +296,8 @@ impl Drop for Picked<'_> {
             // Full only if the last one was not taken yet, which serves as well.
             let _ = connection.ejections.try_send(ejection);
         }
+        drop(state);
+        self.shared.room.notify_one();
     }
 }
 
@@ -317,19 +354,23 @@ impl Shared {
         self.lock().balance.random()
     }
 
-    fn why_none(&self) -> String {
+    fn why_none(&self) -> Status {
         let state = self.lock();
-        match state.connections.values().next() {
-            None => "the group has no endpoints".to_owned(),
-            Some(connection) => {
-                let Connection { endpoint, down, .. } = connection;
-                let count = state.connections.len();
-                format!(
-                    "none of {count} endpoints is usable; {} ({}): {down}",
-                    endpoint.instance, endpoint.address
-                )
-            }
+        let count = state.connections.len();
+        let up = state.balance.up_count();
+        if up > 0 {
+            return unsent(format!(
+                "not sent: as many calls are in flight to each of the {up} usable endpoints as it takes from one caller"
+            ));
         }
+        let message = match state.connections.values().next() {
+            None => "the group has no endpoints".to_owned(),
+            Some(Connection { endpoint, down, .. }) => {
+                let Endpoint { instance, address } = &**endpoint;
+                format!("none of {count} endpoints is usable; {instance} ({address}): {down}")
+            }
+        };
+        not_started(Status::unavailable(message))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -384,6 +425,18 @@ fn apply(shared: &Arc<Shared>, set: &[Endpoint]) {
             }
         }
     }
+}
+
+/// Without asking any server.
+fn unsent(message: String) -> Status {
+    let mut status = not_started(Status::resource_exhausted(message));
+    status.metadata_mut().insert(UNSENT, MetadataValue::from_static("1"));
+    status
+}
+
+fn not_started(mut status: Status) -> Status {
+    status.metadata_mut().insert(NOT_STARTED, MetadataValue::from_static("1"));
+    status
 }
 
 /// At most eight digits: microseconds up to 99 s, milliseconds up to a day.

@@ -8,6 +8,7 @@ mod clock;
 mod connection;
 mod errors;
 mod source;
+pub mod throttle;
 mod verdict;
 
 pub use balance::{Endpoint, EndpointView, Phase};

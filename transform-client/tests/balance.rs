@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use outstation_transform_client::balance::{
-    Balance, Change, Config, Ejection, Endpoint, EndpointId, Outcome, Phase,
+    Balance, Change, Config, Ejection, Endpoint, EndpointId, EndpointView, Outcome, Phase,
 };
 use proptest::prelude::*;
 
@@ -85,6 +85,30 @@ fn calls_spread_by_calls_in_flight() {
         let picked = balance.pick(&[]).unwrap();
         assert_ne!(picked, C);
     }
+}
+
+#[test]
+fn a_full_endpoint_gets_nothing_until_one_of_its_calls_has_ended() {
+    let now = Instant::now();
+    let mut balance = Balance::new(Config { in_flight_max: 2, ..Config::default() }, 1);
+    balance.set_endpoints(&set("a b c"));
+    balance.handle_up(A, now);
+    balance.handle_up(B, now);
+    let mut picked: Vec<EndpointId> = (0..4).filter_map(|_| balance.pick(&[])).collect();
+    picked.sort();
+    assert_eq!(picked, [A, A, B, B]);
+    assert_eq!((balance.pick(&[]), balance.pick(&[A])), (None, None));
+    balance.finish(B, Outcome::Answered, now);
+    assert_eq!(balance.pick(&[B]), None);
+    assert_eq!((balance.pick(&[A]), balance.pick(&[])), (Some(B), None));
+    // One that was ejected is for when nothing is up, not for when it is busy.
+    balance.handle_up(C, now);
+    let ejected = (0..3).filter_map(|_| balance.finish(C, Outcome::Failed, now)).count();
+    assert_eq!(ejected, 1);
+    assert_eq!(balance.pick(&[]), None);
+    balance.handle_down(A);
+    balance.handle_down(B);
+    assert_eq!(balance.pick(&[]), Some(C));
 }
 
 #[test]
@@ -200,12 +224,13 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens: a pick is in the set, usable, and not one that was tried; nothing is picked only if
+    /// Whatever happens: a pick is in the set, usable, has room, and is not one that was tried; nothing is picked only if
     /// nothing can be; calls in flight are counted; one that is up is left whenever there was one.
     #[test]
     fn any_history(seed in any::<u64>(), events in prop::collection::vec(event(), 1..150)) {
         let mut now = Instant::now();
-        let mut balance = Balance::new(Config::default(), seed);
+        let max = 3;
+        let mut balance = Balance::new(Config { in_flight_max: max, ..Config::default() }, seed);
         let mut members: BTreeMap<EndpointId, Endpoint> = BTreeMap::new();
         let mut in_flight: Vec<EndpointId> = Vec::new();
         let nth = |members: &BTreeMap<EndpointId, Endpoint>, nth: u8| members.keys().nth(usize::from(nth)).copied();
@@ -236,16 +261,17 @@ proptest! {
                 }
                 Event::Pick(tried) => {
                     let tried: Vec<EndpointId> = tried.into_iter().filter_map(|n| nth(&members, n)).collect();
-                    let phases: BTreeMap<EndpointId, Phase> = members.keys().copied().zip(balance.view().into_iter().map(|view| view.phase)).collect();
-                    let usable = |wanted: fn(&Phase) -> bool| phases.iter().any(|(id, phase)| !tried.contains(id) && wanted(phase));
-                    let is_up: fn(&Phase) -> bool = |phase| matches!(phase, Phase::Up { .. });
+                    let views: BTreeMap<EndpointId, EndpointView> = members.keys().copied().zip(balance.view()).filter(|(id, _)| !tried.contains(id)).collect();
+                    let is_up = |view: &EndpointView| matches!(view.phase, Phase::Up { .. });
+                    let any_up = views.values().any(is_up);
+                    let usable = |view: &EndpointView| if any_up { is_up(view) } else { view.phase == Phase::Ejected };
+                    let mut with_room = views.iter().filter(|(_, view)| usable(view) && view.in_flight < max);
                     match balance.pick(&tried) {
                         Some(id) => {
-                            prop_assert!(!tried.contains(&id));
-                            prop_assert!(is_up(&phases[&id]) || (phases[&id] == Phase::Ejected && !usable(is_up)));
+                            prop_assert!(with_room.any(|(candidate, _)| *candidate == id));
                             in_flight.push(id);
                         }
-                        None => prop_assert!(!usable(|phase| *phase != Phase::Down)),
+                        None => prop_assert!(with_room.next().is_none()),
                     }
                 }
                 Event::Finish(n, outcome) => if !in_flight.is_empty() {

@@ -67,6 +67,51 @@ async fn what_no_server_takes_is_refused_here_and_blames_nobody() {
 }
 
 #[tokio::test]
+async fn calls_wait_for_room_and_not_for_ever() {
+    let a = Server::start("a").await;
+    let balance = balance::Config { in_flight_max: 2, ..balance::Config::default() };
+    let (client, _set) = client_of(&[&a], Config { balance, ..Config::default() }).await;
+    a.set(Mode::Hold);
+    let running: Vec<_> = (0..2).map(|_| spawn_call(&client)).collect();
+    a.until_started(2).await;
+    let request = CallRequest { target: "f".into(), rows: Vec::new() };
+    let status = client.call(&request, Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("as many calls"), "{status:?}");
+    assert!(status.metadata().contains_key(NOT_STARTED));
+    let waiting: Vec<_> = (0..5).map(|_| spawn_call(&client)).collect();
+    tokio::task::yield_now().await;
+    a.set(Mode::Answer);
+    for call in running.into_iter().chain(waiting) {
+        assert_eq!(call.await.unwrap().unwrap().0, "a");
+    }
+    assert_eq!(a.started(), 7, "the one that was given up was never sent");
+}
+
+#[tokio::test]
+async fn what_the_group_would_refuse_is_not_sent() {
+    let a = Server::start("a").await;
+    let (client, _set) = client_of(&[&a], Config::default()).await;
+    let call = async |target: &str| {
+        let request = CallRequest { target: target.into(), rows: Vec::new() };
+        client.call(&request, PATIENCE).await
+    };
+    a.set(Mode::Fail { code: Code::ResourceExhausted, not_started: true });
+    let mut told = Vec::new();
+    for _ in 0..400 {
+        told.push(call("flooded").await.unwrap_err());
+    }
+    assert!(told.iter().all(|status| status.code() == Code::ResourceExhausted));
+    assert!(told.iter().all(|status| status.metadata().contains_key(NOT_STARTED)));
+    // Of 400 some 50 are sent: by chance alone 200 are never.
+    assert!((10..200).contains(&a.started()), "{} were sent", a.started());
+    assert!(told.iter().any(|status| status.message().contains("refuses most calls of flooded")));
+    a.set(Mode::Answer);
+    call("another").await.unwrap();
+    until("it to be called again", async || call("flooded").await.ok()).await;
+}
+
+#[tokio::test]
 async fn the_busy_one_is_passed_over() {
     let (a, b, c) = (Server::start("a").await, Server::start("b").await, Server::start("c").await);
     a.set(Mode::Hold);

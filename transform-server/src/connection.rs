@@ -14,9 +14,10 @@ use tracing::debug;
 use crate::admission::CallerId;
 use crate::service::Front;
 
-/// As many as any client has in flight on one connection. A caller that wants more waits at its own end:
-/// overload is held back there, where it costs this server nothing.
-const STREAMS_MAX: u32 = 256;
+/// A caller that wants more on one connection waits at its own end: overload is held back there, where it costs this
+/// server nothing, while a refusal costs a third of an answer. Eight such callers fill the queue; `transform-client`
+/// counts on it (`in_flight_max`).
+const STREAMS_MAX: u32 = 128;
 /// Enough for a request at the default frame size to arrive without waiting for a window update.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;

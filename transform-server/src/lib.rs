@@ -20,7 +20,6 @@ mod queue;
 mod reflection;
 mod reply;
 mod routed;
-mod scan;
 mod scrape;
 mod server;
 mod service;

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, Request};
+use outstation_api::scan;
 use tokio::time::timeout_at;
 use tonic::Status;
 use tonic::service::Routes;
@@ -21,7 +22,6 @@ use crate::frame::{CallHead, MESSAGE_BYTES_MAX, PREFIX_BYTES, TRACEPARENT_BYTES_
 use crate::pool::{Arrival, Pool};
 use crate::reply::Reply;
 use crate::routed;
-use crate::scan;
 use crate::status::not_started;
 
 pub const SERVICE: &str = "outstation.transform.v1.Transform";

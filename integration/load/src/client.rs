@@ -20,6 +20,8 @@ use crate::http1::Pool;
 /// What a call of [`Client::call`] says when the connection or the answer was not gRPC.
 pub const BROKEN: i32 = -1;
 pub const OK: i32 = 0;
+/// `RESOURCE_EXHAUSTED`
+pub const REFUSED: i32 = 8;
 
 /// Room for answers, so that no window holds the server up.
 const WINDOW_BYTES: u32 = 16 << 20;

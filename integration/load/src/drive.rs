@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use outstation_transform_client::throttle::{self, Throttle};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use crate::client::{Address, Client, Prepared};
+use crate::client::{Address, Client, Prepared, REFUSED};
 use crate::machine;
 use crate::tally::Tally;
 
@@ -35,6 +36,8 @@ pub struct Open {
     pub outstanding_max: usize,
     pub seed: u64,
     pub pace: Pace,
+    /// As `transform-client` does: what would only be refused is not sent.
+    pub throttled: bool,
 }
 
 /// How an arrival's moment is waited for.
@@ -94,6 +97,7 @@ pub fn run_one(
 
 struct Shared {
     tally: RefCell<Tally>,
+    throttle: Option<RefCell<Throttle>>,
     outstanding: Cell<usize>,
     counts_from: Instant,
     counts_until: Instant,
@@ -120,8 +124,15 @@ async fn run_here(streams: &[Stream], warm: Duration, window: Duration) -> Resul
     let counts_until = counts_from + window;
     let mut running = Vec::new();
     for (stream, clients) in streams.iter().zip(connected) {
+        let throttle = match stream.load {
+            Load::Open(Open { throttled: true, seed, .. }) => {
+                Some(RefCell::new(Throttle::new(throttle::Config::default(), seed)))
+            }
+            Load::Open(_) | Load::Closed { .. } => None,
+        };
         let shared = Rc::new(Shared {
             tally: RefCell::new(Tally::new()),
+            throttle,
             outstanding: Cell::new(0),
             counts_from,
             counts_until,
@@ -229,7 +240,11 @@ async fn arrive(
     shared: &Rc<Shared>,
     open: Open,
 ) {
-    if shared.outstanding.get() >= open.outstanding_max {
+    let admitted = shared.throttle.as_ref().is_none_or(|throttle| {
+        // The only target of the stream.
+        throttle.borrow_mut().admits("", Instant::now())
+    });
+    if !admitted || shared.outstanding.get() >= open.outstanding_max {
         if due >= shared.counts_from {
             shared.tally.borrow_mut().unsent += 1;
         }
@@ -241,6 +256,9 @@ async fn arrive(
     let (client, request, shared) = (client.clone(), request.clone(), shared.clone());
     tokio::task::spawn_local(async move {
         let status = client.call(&request).await;
+        if let Some(throttle) = &shared.throttle {
+            throttle.borrow_mut().ended("", status == REFUSED, Instant::now());
+        }
         shared.record(due, status);
         shared.outstanding.update(|count| count - 1);
     });

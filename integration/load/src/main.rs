@@ -102,6 +102,7 @@ fn load(args: &LoadArgs) -> Result<()> {
                 outstanding_max: args.outstanding,
                 seed: window as u64,
                 pace: Pace::Awake,
+                throttled: false,
             }),
         };
         let warm = Duration::from_secs_f64(args.warm_secs);

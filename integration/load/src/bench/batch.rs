@@ -34,7 +34,7 @@ pub fn one_millisecond(bench: &Bench, report: &mut Report) -> Result<()> {
         let given = 2.0 - tally.own_share();
         own.push(tally.rate() * 2.0 / given);
         let rate = 0.75 * tally.rate();
-        let open = Open { rate, outstanding_max: 1024, seed, pace: Pace::Asleep };
+        let open = Open { rate, outstanding_max: 1024, seed, pace: Pace::Asleep, throttled: false };
         p99.push(run_one(&ours.aim(), &request, Load::Open(open), WARM, secs)?.millis(0.99));
     }
     report.figure("two bare processes", "1/s", two.clone());

@@ -20,8 +20,9 @@ const FLOOD_RATE: f64 = 5000.0;
 pub fn noisy(bench: &Bench, report: &mut Report) -> Result<()> {
     let ours = Server::ours(bench, &[bench.server_core], bench.workers, false)?;
     let secs = bench.secs(2.0, 5.0);
-    let open =
-        |rate, seed| Load::Open(Open { rate, outstanding_max: 2048, seed, pace: Pace::Awake });
+    let open = |rate, seed| {
+        Load::Open(Open { rate, outstanding_max: 2048, seed, pace: Pace::Awake, throttled: false })
+    };
     let deadline = Some(Duration::from_secs(2));
     let quiet = Prepared::call("quiet", 1, deadline)?;
     let noisy = Prepared::call("noisy", 1, deadline)?;

@@ -27,7 +27,8 @@ fn window(server: &Server, in_flight: usize, secs: Duration) -> Result<Tally> {
 }
 
 fn offered(server: &Server, rate: f64, secs: Duration, seed: u64) -> Result<Tally> {
-    let open = Open { rate, outstanding_max: OUTSTANDING_MAX, seed, pace: Pace::Awake };
+    let open =
+        Open { rate, outstanding_max: OUTSTANDING_MAX, seed, pace: Pace::Awake, throttled: false };
     let request = Prepared::call("small", 1, Some(DEADLINE))?;
     run_one(&server.aim_over(8), &request, Load::Open(open), WARM, secs)
 }
@@ -112,28 +113,43 @@ pub fn open(bench: &Bench, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Twice as much as it can do.
+/// Twice as much as it can do: from eight callers, whom the server holds back by what it takes of one connection; and
+/// from so many that it has to refuse, which do or do not listen to that.
 pub fn overload(bench: &Bench, report: &mut Report) -> Result<()> {
     let ours = Server::ours(bench, &[bench.server_core], bench.workers, false)?;
     let secs = bench.secs(1.5, 4.0);
-    let (mut peak, mut good) = (Figures::default(), Figures::default());
-    let mut p99 = Figures::default();
+    // A slower function than the small one, so that the load's own core is not the limit.
+    let request = Prepared::call("pandas100", 1, Some(DEADLINE))?;
+    let mut peak = Figures::default();
+    let callers =
+        [("8 callers", 8, false), ("64 deaf callers", 64, false), ("64 callers", 64, true)];
+    let mut good = callers.map(|_| (Figures::default(), Figures::default()));
     for seed in 0..bench.pick(3, 5) {
-        // A slower function than the small one, so that the load's own core is not the limit.
-        let request = Prepared::call("pandas100", 1, Some(DEADLINE))?;
         let aim = ours.aim_over(8);
         let most = run_one(&aim, &request, Load::Closed { in_flight: 128 }, WARM, secs)?.rate();
-        let open =
-            Open { rate: 2.0 * most, outstanding_max: OUTSTANDING_MAX, seed, pace: Pace::Awake };
-        let tally = run_one(&aim, &request, Load::Open(open), WARM, secs)?;
         peak.push(most);
-        good.push(tally.rate());
-        p99.push(tally.millis(0.99));
+        for ((_, connections, throttled), (rates, p99)) in callers.iter().zip(&mut good) {
+            let open = Open {
+                rate: 2.0 * most,
+                outstanding_max: OUTSTANDING_MAX,
+                seed,
+                pace: Pace::Awake,
+                throttled: *throttled,
+            };
+            // The throttle has a memory of two seconds.
+            let aim = ours.aim_over(*connections);
+            let tally = run_one(&aim, &request, Load::Open(open), 4 * WARM, secs)?;
+            rates.push(tally.rate());
+            p99.push(tally.millis(0.99));
+        }
     }
     report.figure("peak", "1/s", peak.clone());
-    report.figure("good answers a second at twice that", "1/s", good.clone());
-    report.figure("their p99", "ms", p99);
-    report.line("goodput at 2× / peak", "×", good.over(&peak), Aim::AtLeast(0.9));
+    for ((name, ..), (rates, p99)) in callers.iter().zip(good) {
+        report.figure(format!("good answers a second at twice that, {name}"), "1/s", rates.clone());
+        report.figure(format!("their p99, {name}"), "ms", p99);
+        let over = rates.over(&peak);
+        report.line(format!("goodput at 2× / peak, {name}"), "×", over, Aim::AtLeast(0.9));
+    }
     Ok(())
 }
 

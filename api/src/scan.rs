@@ -83,7 +83,7 @@ fn take<'a>(rest: &mut &'a [u8], length: u64) -> Result<&'a [u8], ScanError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use outstation_api::transform::{CallRequest, Field, Row, Value, value};
+    use crate::transform::{CallRequest, Field, Row, Value, value};
     use proptest::prelude::*;
     use prost::Message;
 
