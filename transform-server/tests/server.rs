@@ -191,13 +191,13 @@ async fn a_cancelled_caller_is_dropped_and_a_full_queue_refuses() {
     // One more than may wait: exactly one is refused, and tells which ones were queued. A connection has
     // fewer at a time.
     let mut channels = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..10 {
         channels.push(server.channel().await);
     }
     let spawn_on =
         |channel: Channel| tokio::spawn(async move { call(&channel, "gate", None).await });
     let mut waiting: Vec<_> =
-        (0..1025).map(|number| spawn_on(channels[number % 5].clone())).collect();
+        (0..1025).map(|number| spawn_on(channels[number % 10].clone())).collect();
     let (refused, index, _) = futures::future::select_all(&mut waiting).await;
     let status = refused.unwrap().unwrap_err();
     assert_eq!(
