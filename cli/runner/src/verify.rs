@@ -51,6 +51,7 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
                 "warnings",
             ]),
         ),
+        ("fuzz targets", step(|| fuzz_targets(workspace))),
         ("tests", step(|| tests(workspace, &python))),
         (
             "python tests",
@@ -67,6 +68,15 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<()> {
             }),
         ),
     ])
+}
+
+/// That they fit what they are about. `fuzz/run` runs them, with a nightly compiler.
+fn fuzz_targets(workspace: &Workspace) -> anyhow::Result<()> {
+    let mut clippy = workspace.cargo();
+    clippy.args(["clippy", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]);
+    clippy.args(["--target-dir", "target/fuzz", "--", "--deny", "warnings"]);
+    // Nothing is linked: libFuzzer itself is not needed.
+    crate::run(clippy.env("CUSTOM_LIBFUZZER_PATH", "/libfuzzer.a"))
 }
 
 fn tests(workspace: &Workspace, python: &Path) -> anyhow::Result<()> {
