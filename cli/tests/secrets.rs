@@ -116,6 +116,53 @@ fn declarations_find_no_key_no_agent_and_no_credential() {
     );
 }
 
+/// Building a package runs its code, as the person who applies.
+#[test]
+fn no_package_is_built() {
+    let Some(python) = std::env::var_os("OUTSTATION_TEST_PYTHON").map(PathBuf::from) else {
+        eprintln!("left out: OUTSTATION_TEST_PYTHON is not set (cargo verify sets it)");
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let write = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("below")).expect("a folder");
+        fs::write(path, text).expect("written");
+    };
+    let ran = dir.path().join("ran.txt");
+    let setup = format!(
+        "open({:?}, 'w').write('it ran')\nfrom setuptools import setup\nsetup(name='nosy', version='1.0')\n",
+        ran.display().to_string()
+    );
+    write("nosy/setup.py", &setup);
+    let nosy = dir.path().join("nosy");
+    write("repo/requirements.txt", &format!("nosy @ file://{}\n", nosy.display()));
+    write(
+        "repo/features.py",
+        "from outstation import Environment\nEnvironment(name=\"nosy\", requirements=\"requirements.txt\")\n",
+    );
+    write("token", "token");
+    let context = format!(
+        "tenant = \"dev\"\naccount = \"123456789012\"\nregion = \"eu-central-1\"\n\
+         python = \"{}\"\nartifacts = \"{}\"\n\
+         [broker]\nurl = \"https://127.0.0.1:1\"\nca = \"/nowhere\"\nserver_name = \"b\"\n\
+         token_file = \"/nowhere\"\n",
+        python.display(),
+        dir.path().join("artifacts").display(),
+    );
+    write("context.toml", &context);
+    let output = Command::new(env!("CARGO_BIN_EXE_outstation"))
+        .args(["plan", ".", "--context", "../context.toml"])
+        .current_dir(dir.path().join("repo"))
+        .output()
+        .expect("runs");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    assert!(told.contains("uv cannot resolve"), "{told}");
+    assert!(told.contains("only wheels are taken"), "{told}");
+    assert!(!ran.exists(), "its setup.py was run");
+}
+
 #[test]
 fn key_create_and_show_are_what_they_say() {
     let dir = tempfile::tempdir().expect("a folder");

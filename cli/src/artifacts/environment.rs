@@ -70,6 +70,7 @@ pub async fn build(
                 "--quiet",
                 "--no-config",
                 "--no-deps",
+                "--no-build",
                 "--compile-bytecode",
                 "--python",
             ],

@@ -240,7 +240,15 @@ pub async fn lock(
 
 async fn resolve(path: &Path, main: &str, python: &Path) -> anyhow::Result<String> {
     let mut child = Command::new(find_uv(python)?)
-        .args(["pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"])
+        .args([
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-header",
+            "--no-annotate",
+            "--no-config",
+            "--no-build",
+        ])
         .arg("--python")
         .arg(python)
         .arg("-")
@@ -266,7 +274,8 @@ async fn resolve(path: &Path, main: &str, python: &Path) -> anyhow::Result<Strin
         let stderr = String::from_utf8_lossy(&output.stderr);
         return Err(Failure::new(
             format!("uv cannot resolve {}: {}", path.display(), stderr.trim()),
-            "correct the requirements, or check the connection to the package index",
+            "correct the requirements, or check the connection to the package index; only wheels are taken, as building a \
+             package would run its code: one that has none can be built elsewhere and named with UV_FIND_LINKS",
         )
         .into());
     }
