@@ -60,7 +60,7 @@ pub async fn serve(shared: &Shared, connection: Connection) {
     };
     let agent = identity.agent.clone();
     let ended = match admitted(shared, &identity).await {
-        Ok(Ok(data_plane)) => session(shared, &connection, &agent, data_plane, expires_at).await,
+        Ok(Ok(data_plane)) => session(shared, &connection, &identity, data_plane, expires_at).await,
         Ok(Err(refusal)) => {
             warn!(%remote, %agent, refusal, "refused");
             refuse(shared, &connection, refusal.clone()).await.map(|()| refusal)
@@ -97,7 +97,8 @@ async fn admitted(
     let Some(known) = shared.store.agent(agent.clone()).await? else {
         return Ok(Err(format!("agent {agent} is not enrolled here: enroll it again")));
     };
-    if known.data_plane.account != *account || !shared.data_planes.contains(&known.data_plane) {
+    let served = shared.served.contains(&known.data_plane).await?;
+    if known.data_plane.account != *account || !served {
         return Ok(Err(format!("data plane {} is not served here any more", known.data_plane)));
     }
     Ok(Ok(known.data_plane))
@@ -140,10 +141,11 @@ async fn finish(mut send: SendStream) {
 async fn session(
     shared: &Shared,
     connection: &Connection,
-    agent: &AgentId,
+    identity: &AgentIdentity,
     data_plane: DataPlane,
     expires_at_unix_secs: u64,
 ) -> Result<String, SessionError> {
+    let agent = &identity.agent;
     let (send, receive) = accept_stream(shared, connection).await?;
     // The older session of this agent has written its last answer when this returns.
     let seat = shared.sessions.take_seat(agent).await;
@@ -162,6 +164,7 @@ async fn session(
     );
     let mut driver = Driver {
         shared,
+        identity,
         agent,
         data_plane,
         machine,
@@ -196,6 +199,7 @@ async fn session(
 /// The loop around the machine.
 struct Driver<'a> {
     shared: &'a Shared,
+    identity: &'a AgentIdentity,
     agent: &'a AgentId,
     data_plane: DataPlane,
     machine: BrokerSession,
@@ -259,6 +263,12 @@ impl Driver<'_> {
                 },
                 change = self.changes.recv() => {
                     let news = self.news(change);
+                    if news.access
+                        && self.leaving.is_none()
+                        && let Err(refusal) = admitted(self.shared, self.identity).await?
+                    {
+                        self.leave(&refusal);
+                    }
                     let plane = &self.data_plane;
                     if news.set {
                         let set = self.shared.store.desired_set(plane.clone()).await?;
@@ -437,10 +447,12 @@ struct News {
     set: bool,
     /// What the store holds of the agent's answers.
     stored: bool,
+    /// Whether this agent may have a session.
+    access: bool,
 }
 
 impl News {
-    const ALL: News = News { set: true, stored: true };
+    const ALL: News = News { set: true, stored: true, access: true };
 
     fn take(&mut self, data_plane: &DataPlane, change: Change) {
         if change.data_plane != *data_plane {
@@ -449,6 +461,7 @@ impl News {
         match change.what {
             Changed::Order(_) => self.set = true,
             Changed::AgentLeft => self.stored = true,
+            Changed::Access => self.access = true,
             Changed::Answer(_) => {}
         }
     }

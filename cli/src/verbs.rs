@@ -16,6 +16,7 @@ use crate::artifacts::Repo;
 use crate::call;
 use crate::clock;
 use crate::context::{Context, Search};
+use crate::dataplane;
 use crate::dev;
 use crate::events;
 use crate::follow::{Fate, Followed};
@@ -120,6 +121,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Dataplane(verbs) => dataplane::run(&search.load()?, verbs.verb).await,
         Verb::Events(verb) => events::run(&search.load()?, &verb).await,
         Verb::Call(verb) => call::run(&search.load()?, &verb).await,
         Verb::Order(OrderVerbs { verb: OrderVerb::Sign(verb) }) => {

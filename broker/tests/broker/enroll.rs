@@ -149,7 +149,7 @@ async fn nonsense_ends_its_own_conversation_and_nothing_else() {
         ("a body that is no message", vec![&[0x21, 1, 0, 0, 0, 0xff]], "closed"),
         ("begin twice", vec![&begin, &begin], "closed"),
         ("a request that is none", vec![&begin, &not_a_csr], "damaged"),
-        ("STS evidence", vec![&begin, &sts], "does not accept STS evidence"),
+        ("STS evidence", vec![&begin, &sts], "a node's evidence"),
     ];
     for (case, frames, wanted) in cases {
         let connection = dial(&broker, v1::ALPN_CONTROL_ENROLL, None).await.expect("dial");
