@@ -16,7 +16,8 @@ use tracing::{error, info};
 use crate::ca::{Csr, Issued};
 use crate::clock;
 use crate::frames::{FrameReader, FrameWriter, LinkError};
-use crate::link::Shared;
+use crate::identity::{AgentIdentity, Shown};
+use crate::link::{Shared, peer_certificate};
 use crate::store::admitted::Admitted;
 use crate::store::planes::Registration;
 use crate::store::tokens::{JoinToken, TokenRefusal};
@@ -55,7 +56,10 @@ pub async fn serve(shared: &Shared, connection: &Connection) -> Result<(), Enrol
     let answer = match reader.next().await?.ok_or(EnrollError::Left)? {
         ToIssuer::Request { csr, evidence } => {
             let source = remote.ip().to_canonical();
-            certify(shared, &csr, evidence, challenge, source).await
+            // An agent that renews shows what it has; TLS has verified that it is ours.
+            let shown = peer_certificate(connection)
+                .and_then(|der| AgentIdentity::of_certificate(&der).ok());
+            certify(shared, &csr, evidence, challenge, source, shown).await
         }
         ToIssuer::Begin { .. } => return Err(EnrollError::OutOfTurn),
     };
@@ -86,6 +90,7 @@ async fn certify(
     evidence: Evidence,
     challenge: Challenge,
     source: IpAddr,
+    shown: Option<Shown>,
 ) -> Result<Issued, Denial> {
     let csr = Csr::verify(csr).map_err(|error| Denial {
         reason: error.to_string(),
@@ -105,11 +110,26 @@ async fn certify(
             });
         }
     };
+    let now = clock::unix_secs();
+    if let Some(Shown { identity, serial, .. }) = shown
+        && identity.agent == *admitted.agent()
+        && !shared.store.shown(identity.agent, serial, now).await.map_err(|error| failed(&error))?
+    {
+        return Err(Denial {
+            reason: format!(
+                "a newer certificate of agent {} is in use: two hosts have its key",
+                admitted.agent()
+            ),
+            hint: "find out who has it and revoke the agent; if this host was put back from an \
+                   image, remove control.key and control.pem and it enrolls as another agent"
+                .into(),
+        });
+    }
     let issued = shared.ca.issue(&admitted, &csr, clock::utc()).map_err(|error| failed(&error))?;
     let agent = admitted.agent().clone();
     shared
         .store
-        .certified(agent, issued.serial.clone(), issued.expires_at_unix_secs)
+        .certified(agent, issued.serial.clone(), issued.expires_at_unix_secs, now)
         .await
         .map_err(|error| failed(&error))?;
     Ok(issued)

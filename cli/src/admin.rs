@@ -13,8 +13,8 @@ use outstation_api::admin::admin_client::AdminClient;
 use outstation_api::admin::{
     AddDataPlaneRequest, Agent, CreateJoinTokenRequest, DataPlane, GetGroupRequest, Group,
     ListAgentsRequest, ListDataPlanesRequest, ListDataPlanesResponse, ListGroupsRequest,
-    PutOrderRequest, RegisteredDataPlane, RemoveDataPlaneRequest, WatchEventsRequest,
-    WatchEventsResponse, WatchGroupsRequest,
+    PutOrderRequest, RegisteredDataPlane, RemoveDataPlaneRequest, RevokeAgentRequest,
+    WatchEventsRequest, WatchEventsResponse, WatchGroupsRequest,
 };
 use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::GroupName;
@@ -185,6 +185,12 @@ impl Admin {
         self.call("remove the data plane", client.remove_data_plane(request)).await
     }
 
+    pub async fn revoke_agent(&self, id: String) -> anyhow::Result<Agent> {
+        let mut client = self.client.clone();
+        let revoked = client.revoke_agent(RevokeAgentRequest { id });
+        self.call("revoke the agent", revoked).await
+    }
+
     pub async fn agents(&self) -> anyhow::Result<Vec<Agent>> {
         let mut client = self.client.clone();
         Ok(self.call("list the agents", client.list_agents(ListAgentsRequest {})).await?.agents)
@@ -214,7 +220,9 @@ impl Admin {
             Code::Unauthenticated => "the token that the context names is not this broker's",
             Code::Unavailable => "is the broker running? try again in a moment",
             Code::AlreadyExists => "`outstation dataplane list` shows what is registered",
-            Code::NotFound => "`outstation dataplane list` shows what there is",
+            Code::NotFound => {
+                "`outstation dataplane list` and `outstation agents` show what there is"
+            }
             Code::FailedPrecondition => "check account and region in the context",
             Code::InvalidArgument | Code::Unimplemented => {
                 "are the broker and this command of the same release?"

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use outstation_protocol::ids::{
-    AccountId, DataPlaneName, Digest, GroupName, Region, RoleId, RoleName,
+    AccountId, AgentId, DataPlaneName, Digest, GroupName, Region, RoleId, RoleName,
 };
 
 /// A day: who waits for longer does not wait. Also far from where adding it to the time overflows.
@@ -44,6 +44,8 @@ pub enum Verb {
     Get(Get),
     /// List the account agents
     Agents(Get),
+    /// Shut an account agent out
+    Agent(AgentVerbs),
     /// Register the accounts whose agents enroll with an IAM role
     Dataplane(DataPlaneVerbs),
     /// Show what happened, one line an event, oldest first
@@ -105,6 +107,24 @@ pub struct OrderPut {
     #[arg(long, default_value_t = 600, value_name = "SECS",
         value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub timeout: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AgentVerbs {
+    #[command(subcommand)]
+    pub verb: AgentVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// End an agent's session at once, and give it neither another nor a certificate
+    Revoke(AgentRevoke),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AgentRevoke {
+    /// As `outstation agents` names it
+    pub id: AgentId,
 }
 
 #[derive(Debug, ClapArgs)]

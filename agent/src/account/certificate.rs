@@ -66,6 +66,10 @@ impl Identity {
         Ok(Some(Identity { agent, key, chain, not_before_unix_secs, not_after_unix_secs }))
     }
 
+    pub fn is_valid(&self, now_unix_secs: u64) -> bool {
+        (self.not_before_unix_secs..self.not_after_unix_secs).contains(&now_unix_secs)
+    }
+
     pub fn is_past_half_life(&self, now_unix_secs: u64) -> bool {
         now_unix_secs >= self.not_before_unix_secs.midpoint(self.not_after_unix_secs)
     }
@@ -90,7 +94,8 @@ fn agent_id(certificate: &X509Certificate<'_>) -> Result<AgentId> {
 }
 /// The key is on disk before anybody hears of it: after a lost reply, a crash before the certificate
 /// was written, or a certificate that has expired meanwhile, the same key gets one again.
-pub async fn enroll(shared: &Shared) -> Result<Identity> {
+/// An agent that renews shows the certificate that it has, so that a copy of an older one is noticed.
+pub async fn enroll(shared: &Shared, present: Option<&Identity>) -> Result<Identity> {
     let state = &shared.config.state;
     let showing = Showing::of(shared).await?;
     let key = match std::fs::read_to_string(key_file(state)) {
@@ -104,7 +109,7 @@ pub async fn enroll(shared: &Shared) -> Result<Identity> {
         Err(error) => return Err(error).context("read the agent's own key"),
     };
     let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
-    let connection = dial(shared, None, v1::ALPN_CONTROL_ENROLL).await?;
+    let connection = dial(shared, present, v1::ALPN_CONTROL_ENROLL).await?;
     let answer =
         tokio::time::timeout(EXCHANGE_MAX, request(shared, &connection, csr, showing)).await;
     connection.close(0u8.into(), b"");

@@ -54,6 +54,7 @@ pub fn agent(record: AgentRecord) -> api::Agent {
         connected: record.connected,
         since_unix_secs: record.since_unix_secs,
         release: record.release,
+        revoked_at_unix_secs: record.revoked_at_unix_secs,
     }
 }
 

@@ -8,7 +8,7 @@ use outstation_api::admin::admin_server::Admin;
 use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::{DataPlaneName, RoleId, RoleName};
 use outstation_protocol::order::Order;
-use outstation_protocol::{DataPlane, GroupName, TenantId};
+use outstation_protocol::{AgentId, DataPlane, GroupName, TenantId};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -244,6 +244,18 @@ impl Admin for AdminService {
         let records = self.store.agents().await.map_err(internal)?;
         let agents = records.into_iter().map(convert::agent).collect();
         Ok(Response::new(api::ListAgentsResponse { agents }))
+    }
+
+    async fn revoke_agent(
+        &self,
+        request: Request<api::RevokeAgentRequest>,
+    ) -> Result<Response<api::Agent>, Status> {
+        let id = AgentId::try_from(request.into_inner().id).map_err(|error| invalid(&error))?;
+        let missing = format!("there is no agent {id}");
+        let revoked = self.store.revoke(id, clock::unix_secs()).await.map_err(internal)?;
+        let revoked = revoked.ok_or_else(|| Status::not_found(missing))?;
+        info!(agent = %revoked.id, data_plane = %revoked.data_plane, "agent revoked");
+        Ok(Response::new(convert::agent(revoked)))
     }
 
     async fn add_data_plane(

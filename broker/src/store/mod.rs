@@ -10,6 +10,7 @@ pub mod events;
 pub mod news;
 pub mod orders;
 pub mod planes;
+pub mod revoked;
 pub mod schema;
 pub mod tokens;
 
@@ -62,7 +63,8 @@ pub enum Changed {
     /// An agent's session has ended. Where two agents serve one data plane, the store may hold the
     /// other's answers.
     AgentLeft,
-    /// Who may have a session is another question now: a data plane was removed.
+    /// Who may have a session is another question now: a data plane was added or removed, or an agent
+    /// revoked.
     Access,
 }
 

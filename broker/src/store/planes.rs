@@ -1,7 +1,7 @@
 //! Data planes that were registered beforehand: which account and region, and the IAM role by which
 //! their agents are known. An agent whose proof STS has confirmed is admitted here.
 
-use outstation_protocol::ids::{DataPlaneName, RoleId, RoleName};
+use outstation_protocol::ids::{DataPlaneName, InstanceId, RoleId, RoleName};
 use outstation_protocol::{AgentId, DataPlane, Digest};
 use outstation_sts::Attested;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -51,6 +51,10 @@ pub enum Refusal {
     NotRegistered(DataPlane),
     #[error("the proof is for another certificate request")]
     OtherRequest,
+    #[error("agent {0} was revoked")]
+    Revoked(AgentId),
+    #[error("instance {instance} is that of agent {agent}, which was revoked")]
+    RevokedInstance { instance: String, agent: AgentId },
     #[error("data plane {0} has {AGENTS_MAX} agents whose certificates are still valid")]
     TooManyAgents(DataPlane),
 }
@@ -60,6 +64,9 @@ impl Refusal {
         match self {
             Refusal::NotRegistered(_) => {
                 "register it at the broker with `outstation dataplane add`"
+            }
+            Refusal::Revoked(_) | Refusal::RevokedInstance { .. } => {
+                "it was revoked at the broker; a new instance of the role enrolls as another agent"
             }
             Refusal::OtherRequest => "the agent tries again; if it goes on, compare both releases",
             Refusal::TooManyAgents(_) => "something enrolls in a loop: look at `outstation agents`",
@@ -199,6 +206,13 @@ fn admit(
         )
         .optional()?;
     let (role, session) = (&caller.role, &caller.session);
+    if let Some(agent) = revoked(&transaction, &data_plane, &key, session)? {
+        let instance = session.clone();
+        return Ok(Err(match &known {
+            Some(_) => Refusal::Revoked(agent),
+            None => Refusal::RevokedInstance { instance, agent },
+        }));
+    }
     let (agent, message) = match known {
         Some(id) => {
             let message = format!("again, with the same key, as {role}/{session}");
@@ -229,6 +243,34 @@ fn admit(
     Ok(Ok(Admitted::new(agent, data_plane, key)))
 }
 
+/// The revoked agent that this is: by its key, or as the same instance with another key. An instance
+/// cannot choose the name of its role's session, and its id is never given again; every other session
+/// is named as its caller likes.
+fn revoked(
+    connection: &Connection,
+    data_plane: &DataPlane,
+    key: &Digest,
+    session: &str,
+) -> Result<Option<AgentId>, StoreError> {
+    let instance = InstanceId::try_from(session).is_ok().then_some(session);
+    let found: Option<String> = connection
+        .query_row(
+            "SELECT id FROM agents
+             WHERE account = ?1 AND region = ?2 AND revoked_at IS NOT NULL
+                 AND (key = ?3 OR session = ?4)
+             ORDER BY key = ?3 DESC LIMIT 1",
+            params![
+                data_plane.account.as_str(),
+                data_plane.region.as_str(),
+                key.as_bytes(),
+                instance
+            ],
+            |row| row.get(0),
+        )
+        .optional()?;
+    found.map(|id| read_id("an agent id", AgentId::try_from(id))).transpose()
+}
+
 /// Forgets the agent that has been away longest, if its certificate has expired, to make room.
 fn has_room(
     connection: &Connection,
@@ -248,6 +290,7 @@ fn has_room(
         "DELETE FROM agents WHERE id = (
              SELECT id FROM agents
              WHERE account = ?1 AND region = ?2 AND key IS NOT NULL AND connected = 0
+                 AND revoked_at IS NULL
                  AND COALESCE(certificate_expires_at, 0) <= ?3
              ORDER BY since LIMIT 1)",
         params![account, region, integer(now_unix_secs)],

@@ -121,6 +121,17 @@ const SCHEMA_3: &str = "
     -- of its first proof.
     ALTER TABLE agents ADD COLUMN key BLOB;
     ALTER TABLE agents ADD COLUMN session TEXT;
+    ALTER TABLE agents ADD COLUMN revoked_at INTEGER;
+    -- Of the certificate that it showed last; `certificate_serial` is of the newest issued.
+    ALTER TABLE agents ADD COLUMN shown_serial TEXT;
+    -- Serials that a newer certificate has taken the place of: whoever shows one has a copy.
+    CREATE TABLE retired_serials (
+        agent TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        retired_at INTEGER NOT NULL,
+        alarmed_at INTEGER,
+        PRIMARY KEY (agent, serial)
+    ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX agents_by_key ON agents (account, region, key) WHERE key IS NOT NULL;
 ";
 

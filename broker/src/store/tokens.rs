@@ -13,8 +13,8 @@ use subtle::ConstantTimeEq as _;
 use super::admitted::Admitted;
 use super::events::{append, of_agent};
 use super::news::EventKind;
-use super::planes;
 use super::{Store, StoreError, integer, read_data_plane, read_digest, read_id, unsigned};
+use super::{agents, planes};
 
 /// Somebody who makes tokens in a loop should notice; expired ones do not count.
 pub const OPEN_TOKENS_MAX: usize = 1000;
@@ -71,6 +71,8 @@ pub enum TokenRefusal {
     Unknown,
     #[error("the join token is for data plane {token}, not for {asked}")]
     DataPlane { token: DataPlane, asked: DataPlane },
+    #[error("agent {0}, which used the join token, was revoked")]
+    Revoked(AgentId),
     #[error("the join token was used with another key")]
     Used,
     #[error("the join token expired {secs} s ago")]
@@ -89,6 +91,7 @@ impl TokenRefusal {
             TokenRefusal::DataPlane { .. } => {
                 "correct account and region of the agent, or make a token for this data plane"
             }
+            TokenRefusal::Revoked(_) => "a new agent needs a new token, and a new key",
             TokenRefusal::Used => {
                 "a token serves one agent; make a new one, or restore the key that used this one"
             }
@@ -247,6 +250,10 @@ fn admit(
     match verdict {
         TokenVerdict::Refused(refusal) => Ok(Err(refusal)),
         TokenVerdict::Again(agent) => {
+            let known = agents::find(&transaction, &agent)?;
+            if known.is_some_and(|known| known.revoked_at_unix_secs.is_some()) {
+                return Ok(Err(TokenRefusal::Revoked(agent)));
+            }
             let message = format!("again, with the same key and join token {id}");
             let event = of_agent(EventKind::AgentEnrolled, message);
             append(&transaction, &data_plane, None, Some(&agent), event, now_unix_secs)?;

@@ -4,6 +4,7 @@
 mod dishonest;
 mod heals;
 mod proof;
+mod revoked;
 mod rig;
 mod sts;
 
@@ -106,8 +107,7 @@ async fn what_is_registered_decides_who_may_come() -> Result<()> {
     let denied = format!("{:#}", denied.expect_err("nothing is registered"));
     assert!(denied.contains("is not registered at this broker"), "{denied}");
 
-    // As it was: the agent comes back by itself.
     rig.register("prod", sts::ACCOUNT, sts::ROLE_ID)?;
-    rig.connected().await?;
+    rig.enroll(sts::ACCOUNT, &agent, &KeyPair::generate()?).await?;
     Ok(())
 }

@@ -12,16 +12,16 @@ use bytes::Bytes;
 use outstation_aws_sim::wire::sigv4::Claim;
 use outstation_broker::frames::{FrameReader, FrameWriter};
 use outstation_protocol::evidence::{self, Audience, Purpose, StsProof};
-use outstation_protocol::v1::{self, Evidence, FromIssuer, ToIssuer};
-use outstation_protocol::{DataPlane, Digest};
+use outstation_protocol::v1::{self, Evidence, FromIssuer, Hello, ToAgent, ToBroker, ToIssuer};
+use outstation_protocol::{AgentId, DataPlane, Digest};
 use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{CertificateParams, KeyPair};
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::sts::{REGION, Session};
+use crate::sts::{self, REGION};
 
 /// What is signed.
 #[derive(Debug, Clone)]
@@ -66,7 +66,7 @@ impl Signing {
         })
     }
 
-    pub fn prove(&self, session: &Session) -> Result<StsProof> {
+    pub fn prove(&self, session: &sts::Session) -> Result<StsProof> {
         let timestamp =
             self.at.format(format_description!("[year][month][day]T[hour][minute][second]Z"))?;
         let mut headers: Vec<(&str, &str)> = vec![
@@ -144,6 +144,73 @@ pub fn csr(key: &KeyPair) -> Result<Vec<u8>> {
     Ok(CertificateParams::default().serialize_request(key)?.der().to_vec())
 }
 
+/// A key and a certificate for it.
+pub struct Held {
+    pub key: KeyPair,
+    pub chain: Vec<CertificateDer<'static>>,
+    pub identity: String,
+}
+
+impl Held {
+    pub fn id(&self) -> Result<AgentId> {
+        Ok(AgentId::try_from(self.identity.rsplit('/').next().unwrap_or_default())?)
+    }
+
+    /// A session with this certificate.
+    pub async fn session(&self, link: SocketAddr, root: &Path) -> Result<Session> {
+        let here = Ipv4Addr::LOCALHOST;
+        let connection = dial(here, link, root, v1::ALPN_CONTROL, Some(self)).await?;
+        let (send, receive) = connection.open_bi().await?;
+        let (mut reader, mut writer) = (FrameReader::new(receive), FrameWriter::new(send));
+        let hello = ToBroker::Hello(Hello {
+            versions: vec![v1::VERSION],
+            features: Vec::new(),
+            agent: self.id()?,
+            data_plane: data_plane(sts::ACCOUNT)?,
+            release: "test".into(),
+        });
+        writer.send(&hello).await?;
+        let first = tokio::time::timeout(Duration::from_secs(30), reader.next::<ToAgent>());
+        let first = first.await??.context("an answer")?;
+        Ok(Session { first, connection, _reader: reader, _writer: writer })
+    }
+}
+
+/// Open for as long as it is held; reads nothing after the first that it was told.
+pub struct Session {
+    pub first: ToAgent,
+    pub connection: quinn::Connection,
+    _reader: FrameReader<quinn::RecvStream>,
+    _writer: FrameWriter<quinn::SendStream>,
+}
+
+async fn dial(
+    source: Ipv4Addr,
+    link: SocketAddr,
+    root: &Path,
+    alpn: &[u8],
+    held: Option<&Held>,
+) -> Result<quinn::Connection> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(root)?)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots);
+    let mut tls = match held {
+        Some(held) => {
+            let key = PrivatePkcs8KeyDer::from(held.key.serialize_der()).into();
+            tls.with_client_auth_cert(held.chain.clone(), key)?
+        }
+        None => tls.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    let endpoint = quinn::Endpoint::client(SocketAddr::from((source, 0)))?;
+    let connecting = endpoint.connect_with(config, link, "broker.outstation")?;
+    Ok(tokio::time::timeout(Duration::from_secs(30), connecting).await??)
+}
+
 /// A conversation with the broker that has come to its challenge. Each comes from an address of its own.
 pub struct Conversation {
     pub challenge: [u8; 32],
@@ -160,23 +227,23 @@ impl Conversation {
         Conversation::begin_from(Ipv4Addr::new(127, 1, high, low), link, root).await
     }
 
+    /// An agent that renews.
+    pub async fn renew(link: SocketAddr, root: &Path, present: &Held) -> Result<Conversation> {
+        let source = Ipv4Addr::new(127, 1, 255, 1);
+        let connection = dial(source, link, root, v1::ALPN_CONTROL_ENROLL, Some(present)).await?;
+        Conversation::over(connection).await
+    }
+
     pub async fn begin_from(
         source: Ipv4Addr,
         link: SocketAddr,
         root: &Path,
     ) -> Result<Conversation> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(root)?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![v1::ALPN_CONTROL_ENROLL.to_vec()];
-        let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        let endpoint = quinn::Endpoint::client(SocketAddr::from((source, 0)))?;
-        let connecting = endpoint.connect_with(config, link, "broker.outstation")?;
-        let connection = tokio::time::timeout(Duration::from_secs(30), connecting).await??;
+        let connection = dial(source, link, root, v1::ALPN_CONTROL_ENROLL, None).await?;
+        Conversation::over(connection).await
+    }
+
+    async fn over(connection: quinn::Connection) -> Result<Conversation> {
         let (send, receive) = connection.open_bi().await?;
         let (mut reader, mut writer) = (FrameReader::new(receive), FrameWriter::new(send));
         writer.send(&ToIssuer::Begin { release: "test".into() }).await?;
