@@ -1,5 +1,5 @@
 //! The broker's certificate authority: a root made on first start, a certificate for the broker
-//! itself at every start, and one for each agent that the token judge admitted.
+//! itself at every start, and one for each agent that the store's judges admitted.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::files;
 use crate::identity::AgentIdentity;
-use crate::store::tokens::Admitted;
+use crate::store::admitted::Admitted;
 
 /// The name under which agents and the CLI know every broker.
 pub const SERVER_NAME: &str = "broker.outstation";
@@ -51,6 +51,7 @@ pub struct ServerIdentity {
 pub struct Csr {
     public_key: PublicKey,
     key: Digest,
+    digest: Digest,
 }
 
 /// A certificate as it goes to the agent.
@@ -99,7 +100,7 @@ impl CaError {
                 "restore both files from a backup; a new root would lock out every agent".into()
             }
             CaError::Make(_) => "report this, with the release".into(),
-            CaError::OtherKey => "ask again with the key that the join token is bound to".into(),
+            CaError::OtherKey => "ask again with the key that was admitted".into(),
         }
     }
 }
@@ -119,7 +120,12 @@ impl Csr {
             return Err(CsrError::Algorithm);
         }
         let key = Digest::of(&request.public_key.subject_public_key_info());
-        Ok(Csr { public_key: request.public_key, key })
+        Ok(Csr { public_key: request.public_key, key, digest: Digest::of(der) })
+    }
+
+    /// SHA-256 of the request as it came, over which evidence is signed.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     /// SHA-256 of the SubjectPublicKeyInfo.

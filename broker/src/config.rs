@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use outstation_protocol::{DataPlane, TenantId};
+use outstation_sts::StsEndpoint;
 use serde::Deserialize;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -15,8 +16,12 @@ pub struct Config {
     pub tenant: TenantId,
     pub link: LinkConfig,
     pub admin: AdminConfig,
-    /// The data planes that this broker serves; orders for others are refused.
+    /// The data planes whose agents enroll with a join token. Those that enroll with an IAM role
+    /// are registered while the broker runs: `outstation dataplane add`.
+    #[serde(default)]
     pub data_planes: Vec<DataPlane>,
+    #[serde(default)]
+    pub sts: StsConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,6 +29,13 @@ pub struct Config {
 pub struct LinkConfig {
     /// QUIC: enrollment and control sessions.
     pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StsConfig {
+    /// Instead of each region's own: that of a simulated AWS, `http://host:port`.
+    pub endpoint: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -45,8 +57,8 @@ pub enum ConfigError {
     AdminNotLoopback { listen: SocketAddr },
     #[error("data plane {data_plane} is named twice")]
     DataPlaneTwice { data_plane: DataPlane },
-    #[error("no data plane is named")]
-    NoDataPlane,
+    #[error("[sts] endpoint cannot be used")]
+    Sts(#[source] outstation_sts::EndpointError),
 }
 
 impl ConfigError {
@@ -66,10 +78,17 @@ impl ConfigError {
                 "set [admin] listen to a loopback address such as 127.0.0.1:20201".into()
             }
             ConfigError::DataPlaneTwice { .. } => "remove one of the two [[data_planes]]".into(),
-            ConfigError::NoDataPlane => {
-                "add at least one [[data_planes]] with account and region".into()
+            ConfigError::Sts(_) => {
+                "name it as http://host:port; leave it away where AWS's own STS answers".into()
             }
         }
+    }
+}
+
+impl StsConfig {
+    pub fn endpoint(&self) -> Result<Option<StsEndpoint>, ConfigError> {
+        let url = self.endpoint.as_deref();
+        url.map(StsEndpoint::configured).transpose().map_err(ConfigError::Sts)
     }
 }
 
@@ -92,18 +111,12 @@ impl Config {
         if !self.admin.listen.ip().is_loopback() {
             return Err(ConfigError::AdminNotLoopback { listen: self.admin.listen });
         }
-        if self.data_planes.is_empty() {
-            return Err(ConfigError::NoDataPlane);
-        }
+        self.sts.endpoint()?;
         let mut seen = BTreeSet::new();
         match self.data_planes.iter().find(|data_plane| !seen.insert(*data_plane)) {
             Some(twice) => Err(ConfigError::DataPlaneTwice { data_plane: twice.clone() }),
             None => Ok(()),
         }
-    }
-
-    pub fn serves(&self, data_plane: &DataPlane) -> bool {
-        self.data_planes.contains(data_plane)
     }
 }
 
@@ -148,7 +161,8 @@ mod tests {
     fn a_good_file_loads() {
         let config = load(GOOD).expect("a good file");
         assert_eq!(config.tenant.as_str(), "dev");
-        assert!(config.serves(&config.data_planes[0]));
+        assert_eq!(config.data_planes.len(), 1);
+        assert_eq!(config.sts.endpoint().expect("AWS's own"), None);
     }
 
     #[test]
@@ -160,6 +174,7 @@ mod tests {
             (with("127.0.0.1:20201", "0.0.0.0:20201"), "others can reach"),
             (with("123456789012", "1234"), "exactly 12 digits"),
             (with("[[data_planes]]", "[data_planes]"), "not valid"),
+            (format!("{GOOD}\n[sts]\nendpoint = \"https://sts.evil.example\""), "[sts] endpoint"),
             (
                 format!(
                     "{GOOD}\n[[data_planes]]\naccount = \"123456789012\"\nregion = \"eu-central-1\""

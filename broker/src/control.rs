@@ -18,7 +18,7 @@ use tracing::{error, field, info, warn};
 
 use crate::clock;
 use crate::frames::{FrameReader, FrameWriter, LinkError};
-use crate::identity::AgentIdentity;
+use crate::identity::{AgentIdentity, Shown};
 use crate::link::{CLOSE_DONE, CLOSE_REFUSED, HANDSHAKE_MAX, Shared, peer_certificate};
 use crate::store::news::rule_name;
 use crate::store::{Change, Changed, StoreError};
@@ -51,16 +51,16 @@ pub async fn serve(shared: &Shared, connection: Connection) {
         info!(%remote, "refused: no client certificate");
         return connection.close(CLOSE_REFUSED, b"this conversation needs a client certificate");
     };
-    let (identity, expires_at) = match AgentIdentity::of_certificate(&certificate) {
+    let shown = match AgentIdentity::of_certificate(&certificate) {
         Ok(found) => found,
         Err(error) => {
             warn!(%remote, %error, "refused: a certificate of ours without an agent's identity");
             return connection.close(CLOSE_REFUSED, b"the certificate names no account agent");
         }
     };
-    let agent = identity.agent.clone();
-    let ended = match admitted(shared, &identity).await {
-        Ok(Ok(data_plane)) => session(shared, &connection, &agent, data_plane, expires_at).await,
+    let agent = shown.identity.agent.clone();
+    let ended = match admitted(shared, &shown).await {
+        Ok(Ok(data_plane)) => session(shared, &connection, &shown, data_plane).await,
         Ok(Err(refusal)) => {
             warn!(%remote, %agent, refusal, "refused");
             refuse(shared, &connection, refusal.clone()).await.map(|()| refusal)
@@ -86,19 +86,26 @@ pub async fn serve(shared: &Shared, connection: Connection) {
 }
 
 /// The data plane of an agent that enrolled here, or why it is not let in.
-async fn admitted(
-    shared: &Shared,
-    identity: &AgentIdentity,
-) -> Result<Result<DataPlane, String>, StoreError> {
-    let AgentIdentity { tenant, account, agent } = identity;
+async fn admitted(shared: &Shared, shown: &Shown) -> Result<Result<DataPlane, String>, StoreError> {
+    let AgentIdentity { tenant, account, agent } = &shown.identity;
     if *tenant != shared.tenant {
         return Ok(Err(format!("the certificate is of tenant {tenant}")));
     }
     let Some(known) = shared.store.agent(agent.clone()).await? else {
         return Ok(Err(format!("agent {agent} is not enrolled here: enroll it again")));
     };
-    if known.data_plane.account != *account || !shared.data_planes.contains(&known.data_plane) {
+    let served = shared.served.contains(&known.data_plane).await?;
+    if known.data_plane.account != *account || !served {
         return Ok(Err(format!("data plane {} is not served here any more", known.data_plane)));
+    }
+    if known.revoked_at_unix_secs.is_some() {
+        return Ok(Err(format!("agent {agent} was revoked")));
+    }
+    let now = clock::unix_secs();
+    if !shared.store.shown(agent.clone(), shown.serial.clone(), now).await? {
+        return Ok(Err(format!(
+            "a newer certificate of agent {agent} is in use: two hosts have its key"
+        )));
     }
     Ok(Ok(known.data_plane))
 }
@@ -112,7 +119,7 @@ async fn refuse(
     let mut writer = FrameWriter::new(send);
     let goodbye = ToAgent::Goodbye { reason, retry_after_secs: REFUSED_RETRY_AFTER_SECS };
     writer.send(&goodbye).await?;
-    finish(writer.into_inner()).await;
+    finish(writer.into_inner(), LEAVE_MAX).await;
     Ok(())
 }
 
@@ -130,20 +137,20 @@ async fn accept_stream(
         .map_err(SessionError::Connection)
 }
 
-/// Waits until the peer has everything, or for a second.
-async fn finish(mut send: SendStream) {
+/// Waits until the peer has everything, or for so long.
+async fn finish(mut send: SendStream, patience: Duration) {
     if send.finish().is_ok() {
-        let _ = timeout(LEAVE_MAX, send.stopped()).await;
+        let _ = timeout(patience, send.stopped()).await;
     }
 }
 
 async fn session(
     shared: &Shared,
     connection: &Connection,
-    agent: &AgentId,
+    shown: &Shown,
     data_plane: DataPlane,
-    expires_at_unix_secs: u64,
 ) -> Result<String, SessionError> {
+    let agent = &shown.identity.agent;
     let (send, receive) = accept_stream(shared, connection).await?;
     // The older session of this agent has written its last answer when this returns.
     let seat = shared.sessions.take_seat(agent).await;
@@ -162,6 +169,7 @@ async fn session(
     );
     let mut driver = Driver {
         shared,
+        shown,
         agent,
         data_plane,
         machine,
@@ -169,8 +177,9 @@ async fn session(
         writer: FrameWriter::new(send),
         changes,
         superseded: seat.superseded.clone(),
-        expires: now + clock::until(expires_at_unix_secs, clock::unix_secs()),
+        expires: now + clock::until(shown.expires_at_unix_secs, clock::unix_secs()),
         leaving: None,
+        shut_out: false,
         live: false,
         connected_due: None,
         store_retry: None,
@@ -188,7 +197,8 @@ async fn session(
         }
     }
     if ended.is_ok() {
-        finish(driver.writer.into_inner()).await;
+        let patience = driver.patience();
+        finish(driver.writer.into_inner(), patience).await;
     }
     ended
 }
@@ -196,6 +206,7 @@ async fn session(
 /// The loop around the machine.
 struct Driver<'a> {
     shared: &'a Shared,
+    shown: &'a Shown,
     agent: &'a AgentId,
     data_plane: DataPlane,
     machine: BrokerSession,
@@ -206,6 +217,8 @@ struct Driver<'a> {
     expires: Instant,
     /// Set once the session is told to end: how long the goodbye may take, and why it ends.
     leaving: Option<(Instant, String)>,
+    /// It may not have this session any more: it is gone within [`LEAVE_MAX`], whatever it does.
+    shut_out: bool,
     /// The agent has said hello and was found right.
     live: bool,
     /// The release of an agent whose connection is not stored yet.
@@ -259,6 +272,13 @@ impl Driver<'_> {
                 },
                 change = self.changes.recv() => {
                     let news = self.news(change);
+                    if news.access
+                        && self.leaving.is_none()
+                        && let Err(refusal) = admitted(self.shared, self.shown).await?
+                    {
+                        self.shut_out = true;
+                        self.leave(&refusal);
+                    }
                     let plane = &self.data_plane;
                     if news.set {
                         let set = self.shared.store.desired_set(plane.clone()).await?;
@@ -273,8 +293,13 @@ impl Driver<'_> {
         }
     }
 
+    /// For the goodbye to be written, and again for it to be read.
+    fn patience(&self) -> Duration {
+        if self.shut_out { LEAVE_MAX / 2 } else { LEAVE_MAX }
+    }
+
     fn leave(&mut self, reason: &str) {
-        self.leaving = Some((Instant::now() + LEAVE_MAX, reason.to_owned()));
+        self.leaving = Some((Instant::now() + self.patience(), reason.to_owned()));
         self.machine.handle_goodbye(reason.to_owned());
     }
 
@@ -437,10 +462,12 @@ struct News {
     set: bool,
     /// What the store holds of the agent's answers.
     stored: bool,
+    /// Whether this agent may have a session.
+    access: bool,
 }
 
 impl News {
-    const ALL: News = News { set: true, stored: true };
+    const ALL: News = News { set: true, stored: true, access: true };
 
     fn take(&mut self, data_plane: &DataPlane, change: Change) {
         if change.data_plane != *data_plane {
@@ -449,6 +476,7 @@ impl News {
         match change.what {
             Changed::Order(_) => self.set = true,
             Changed::AgentLeft => self.stored = true,
+            Changed::Access => self.access = true,
             Changed::Answer(_) => {}
         }
     }

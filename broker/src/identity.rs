@@ -16,6 +16,15 @@ pub struct AgentIdentity {
     pub agent: AgentId,
 }
 
+/// A certificate that an agent has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    pub identity: AgentIdentity,
+    /// In hexadecimal digits, as the CA names it.
+    pub serial: String,
+    pub expires_at_unix_secs: u64,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("the certificate cannot be read")]
@@ -52,8 +61,8 @@ impl AgentIdentity {
         })
     }
 
-    /// Identity and end of validity of a certificate whose chain TLS has verified.
-    pub fn of_certificate(der: &[u8]) -> Result<(AgentIdentity, u64), IdentityError> {
+    /// What a certificate says whose chain TLS has verified.
+    pub fn of_certificate(der: &[u8]) -> Result<Shown, IdentityError> {
         let (_, certificate) =
             X509Certificate::from_der(der).map_err(|_| IdentityError::Certificate)?;
         let names = certificate
@@ -68,7 +77,11 @@ impl AgentIdentity {
             return Err(IdentityError::Uris { count: uris.len() });
         };
         let expires_at = certificate.validity().not_after.timestamp();
-        Ok((AgentIdentity::parse(uri)?, u64::try_from(expires_at).unwrap_or(0)))
+        Ok(Shown {
+            identity: AgentIdentity::parse(uri)?,
+            serial: certificate.raw_serial_as_string(),
+            expires_at_unix_secs: u64::try_from(expires_at).unwrap_or(0),
+        })
     }
 }
 

@@ -12,6 +12,7 @@ pub mod frames;
 pub mod identity;
 pub mod link;
 pub mod resets;
+pub mod served;
 pub mod store;
 
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outstation_protocol::session::BrokerConfig;
+use outstation_sts::{Limits, StsVerifier};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -31,6 +33,7 @@ use crate::admin::{Admin, AdminService};
 use crate::ca::{Ca, CaError};
 use crate::config::{Config, ConfigError};
 use crate::link::{Link, Shared};
+use crate::served::Served;
 use crate::store::{Store, StoreError};
 
 /// How far off the time may be since when agents are seen as gone, after a broker was killed. Each
@@ -101,7 +104,8 @@ impl Broker {
     /// Opens the state and both listeners. The root certificate is on disk before they listen.
     pub async fn build(config: Config) -> Result<Broker, BrokerError> {
         config.check()?;
-        let Config { state, tenant, link, admin, data_planes } = config;
+        let Config { state, tenant, link, admin, data_planes, sts } = config;
+        let verifier = StsVerifier::new(sts.endpoint()?, Limits::CONTROL_LINK);
         files::ensure_private_dir(&state)
             .map_err(|source| BrokerError::State { path: state.clone(), source })?;
         // First of all, as it is what keeps a second broker out of this directory.
@@ -110,12 +114,14 @@ impl Broker {
         let server = ca.server(clock::utc())?;
 
         let stopping = CancellationToken::new();
+        let served = Served::new(data_planes, store.clone());
         let service =
-            AdminService::new(tenant.clone(), data_planes.clone(), store.clone(), stopping.clone());
+            AdminService::new(tenant.clone(), served.clone(), store.clone(), stopping.clone());
         let admin = Admin::bind(admin.listen, &admin.token_file, &server, service).await?;
         let shared = Shared {
             tenant,
-            data_planes,
+            served,
+            verifier,
             store: store.clone(),
             ca,
             session: BrokerConfig::default(),

@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outstation_protocol::TenantId;
 use outstation_protocol::session::BrokerConfig;
 use outstation_protocol::v1;
-use outstation_protocol::{DataPlane, TenantId};
+use outstation_sts::StsVerifier;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, Incoming, TransportConfig, VarInt};
 use rustls::RootCertStore;
@@ -22,6 +23,7 @@ use crate::ca::{Ca, ServerIdentity};
 use crate::control::{self, Sessions};
 use crate::enroll;
 use crate::resets;
+use crate::served::Served;
 use crate::store::Store;
 
 /// About 33 KiB each: 330 MiB, and four times the agents of the largest fleet planned for.
@@ -30,7 +32,7 @@ const CONNECTIONS_MAX: usize = 10_000;
 const HANDSHAKES_MAX: usize = 128;
 /// From here on an address must show that it exists before it costs anything.
 const HANDSHAKES_UNPROVEN_MAX: usize = 32;
-/// Enrollment is rare; a whole fleet of 10,000 passes in minutes with retries.
+/// Enrollment is rare, most of it one call to STS; a whole fleet of 10,000 passes in minutes with retries.
 const ENROLLMENTS_MAX: usize = 32;
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 const ENROLL_MAX: Duration = Duration::from_secs(10);
@@ -53,7 +55,8 @@ pub struct Link {
 /// What every conversation needs.
 pub struct Shared {
     pub tenant: TenantId,
-    pub data_planes: Vec<DataPlane>,
+    pub served: Served,
+    pub verifier: StsVerifier,
     pub store: Store,
     pub ca: Ca,
     pub session: BrokerConfig,

@@ -11,9 +11,10 @@ use tonic::{Code, Request, Status, Streaming};
 
 use outstation_api::admin::admin_client::AdminClient;
 use outstation_api::admin::{
-    Agent, CreateJoinTokenRequest, DataPlane, GetGroupRequest, Group, ListAgentsRequest,
-    ListGroupsRequest, PutOrderRequest, WatchEventsRequest, WatchEventsResponse,
-    WatchGroupsRequest,
+    AddDataPlaneRequest, Agent, CreateJoinTokenRequest, DataPlane, GetGroupRequest, Group,
+    ListAgentsRequest, ListDataPlanesRequest, ListDataPlanesResponse, ListGroupsRequest,
+    PutOrderRequest, RegisteredDataPlane, RemoveDataPlaneRequest, RevokeAgentRequest,
+    WatchEventsRequest, WatchEventsResponse, WatchGroupsRequest,
 };
 use outstation_protocol::envelope::Envelope;
 use outstation_protocol::ids::GroupName;
@@ -163,6 +164,33 @@ impl Admin {
         Ok(self.call("create a join token", client.create_join_token(request)).await?.token)
     }
 
+    pub async fn add_data_plane(
+        &self,
+        data_plane: RegisteredDataPlane,
+    ) -> anyhow::Result<RegisteredDataPlane> {
+        let request = AddDataPlaneRequest { data_plane: Some(data_plane) };
+        let mut client = self.client.clone();
+        self.call("register the data plane", client.add_data_plane(request)).await
+    }
+
+    pub async fn data_planes(&self) -> anyhow::Result<ListDataPlanesResponse> {
+        let mut client = self.client.clone();
+        let request = ListDataPlanesRequest {};
+        self.call("list the data planes", client.list_data_planes(request)).await
+    }
+
+    pub async fn remove_data_plane(&self, name: String) -> anyhow::Result<RegisteredDataPlane> {
+        let mut client = self.client.clone();
+        let request = RemoveDataPlaneRequest { name };
+        self.call("remove the data plane", client.remove_data_plane(request)).await
+    }
+
+    pub async fn revoke_agent(&self, id: String) -> anyhow::Result<Agent> {
+        let mut client = self.client.clone();
+        let revoked = client.revoke_agent(RevokeAgentRequest { id });
+        self.call("revoke the agent", revoked).await
+    }
+
     pub async fn agents(&self) -> anyhow::Result<Vec<Agent>> {
         let mut client = self.client.clone();
         Ok(self.call("list the agents", client.list_agents(ListAgentsRequest {})).await?.agents)
@@ -191,6 +219,10 @@ impl Admin {
         let hint = match status.code() {
             Code::Unauthenticated => "the token that the context names is not this broker's",
             Code::Unavailable => "is the broker running? try again in a moment",
+            Code::AlreadyExists => "`outstation dataplane list` shows what is registered",
+            Code::NotFound => {
+                "`outstation dataplane list` and `outstation agents` show what there is"
+            }
             Code::FailedPrecondition => "check account and region in the context",
             Code::InvalidArgument | Code::Unimplemented => {
                 "are the broker and this command of the same release?"

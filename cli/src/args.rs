@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use outstation_protocol::ids::{Digest, GroupName};
+use outstation_protocol::ids::{
+    AccountId, AgentId, DataPlaneName, Digest, GroupName, Region, RoleId, RoleName,
+};
 
 /// A day: who waits for longer does not wait. Also far from where adding it to the time overflows.
 const SECS_MAX: u64 = 24 * 3600;
@@ -42,6 +44,10 @@ pub enum Verb {
     Get(Get),
     /// List the account agents
     Agents(Get),
+    /// Shut an account agent out
+    Agent(AgentVerbs),
+    /// Register the accounts whose agents enroll with an IAM role
+    Dataplane(DataPlaneVerbs),
     /// Show what happened, one line an event, oldest first
     Events(Events),
     /// Evaluate a feature view or service for some rows
@@ -101,6 +107,62 @@ pub struct OrderPut {
     #[arg(long, default_value_t = 600, value_name = "SECS",
         value_parser = clap::value_parser!(u64).range(1..=SECS_MAX))]
     pub timeout: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AgentVerbs {
+    #[command(subcommand)]
+    pub verb: AgentVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// End an agent's session at once, and give it neither another nor a certificate
+    Revoke(AgentRevoke),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct AgentRevoke {
+    /// As `outstation agents` names it
+    pub id: AgentId,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataPlaneVerbs {
+    #[command(subcommand)]
+    pub verb: DataPlaneVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataPlaneVerb {
+    /// Register an account and region with the role of its agents; join tokens are refused from then on
+    Add(DataPlaneAdd),
+    /// List the data planes, and how their agents enroll
+    List(Get),
+    /// Let no agent of a data plane enroll or connect any more; what it accepted goes on there
+    Remove(DataPlaneRemove),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataPlaneAdd {
+    /// What you call it
+    pub name: DataPlaneName,
+    /// The AWS account, 12 digits
+    #[arg(long, value_name = "ID")]
+    pub account: AccountId,
+    #[arg(long)]
+    pub region: Region,
+    /// The IAM role of the account agent, without its path
+    #[arg(long, value_name = "NAME")]
+    pub role: RoleName,
+    /// The role's unique id: `aws iam get-role --role-name NAME --query Role.RoleId`
+    #[arg(long, value_name = "AROA…")]
+    pub role_id: RoleId,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataPlaneRemove {
+    pub name: DataPlaneName,
 }
 
 #[derive(Debug, ClapArgs)]

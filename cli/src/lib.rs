@@ -10,6 +10,7 @@ pub mod caller;
 mod clean_env;
 mod clock;
 pub mod context;
+mod dataplane;
 pub mod declarations;
 pub mod dev;
 pub mod events;

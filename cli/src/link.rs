@@ -68,6 +68,7 @@ mod tests {
             connected,
             since_unix_secs,
             release: String::new(),
+            revoked_at_unix_secs: None,
         };
         for (agents, wanted) in [
             (vec![], "never"),

@@ -11,11 +11,15 @@ use outstation_protocol::signing::SignerName;
 
 use crate::admin::Admin;
 use crate::apply::{self, ApplyOptions, Outcome};
-use crate::args::{Args, Follow, KeyCreate, KeyShow, KeyVerb, OrderVerb, OrderVerbs, Sign, Verb};
+use crate::args::{
+    AgentRevoke, AgentVerb, AgentVerbs, Args, Follow, KeyCreate, KeyShow, KeyVerb, OrderVerb,
+    OrderVerbs, Sign, Verb,
+};
 use crate::artifacts::Repo;
 use crate::call;
 use crate::clock;
 use crate::context::{Context, Search};
+use crate::dataplane;
 use crate::dev;
 use crate::events;
 use crate::follow::{Fate, Followed};
@@ -120,6 +124,16 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Agent(AgentVerbs { verb: AgentVerb::Revoke(AgentRevoke { id }) }) => {
+            let context = search.load()?;
+            let agent = Admin::connect(&context).await?.revoke_agent(id.into()).await?;
+            crate::message::print(format_args!(
+                "{}: revoked; what it has accepted goes on in its account\n",
+                agent.id
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Dataplane(verbs) => dataplane::run(&search.load()?, verbs.verb).await,
         Verb::Events(verb) => events::run(&search.load()?, &verb).await,
         Verb::Call(verb) => call::run(&search.load()?, &verb).await,
         Verb::Order(OrderVerbs { verb: OrderVerb::Sign(verb) }) => {

@@ -72,31 +72,36 @@ pub struct World {
 impl World {
     /// `name` keeps the caches of one test from one run to the next.
     pub async fn start(name: &str) -> Result<World> {
-        World::start_in(Slot::claim()?, None, name, "manage").await
+        World::start_in(Slot::claim()?, None, name, |_| {}).await
+    }
+
+    /// The same with an account agent that enrolls with a join token, as in a place without AWS.
+    pub async fn start_by_token(name: &str) -> Result<World> {
+        World::start_in(Slot::claim()?, None, name, |options| options.enroll_by_token = true).await
     }
 
     /// The same with an account agent that may set desired capacity, and nothing else.
     pub async fn start_scale_only(name: &str) -> Result<World> {
-        World::start_in(Slot::claim()?, None, name, "scale-only").await
+        World::start_in(Slot::claim()?, None, name, |options| options.profile = "scale-only").await
     }
 
     /// The same with a [`Links`] between the parties; `seed` decides what bad ones do.
     pub async fn start_with_links(name: &str, seed: u64) -> Result<World> {
         let slot = Slot::claim()?;
         let links = Links::start(&slot, seed).await?;
-        World::start_in(slot, Some(links), name, "manage").await
+        World::start_in(slot, Some(links), name, |_| {}).await
     }
 
     async fn start_in(
         slot: Slot,
         links: Option<Links>,
         name: &str,
-        profile: &'static str,
+        change: impl FnOnce(&mut DevOptions),
     ) -> Result<World> {
         let state = workspace().join("target").join("whole-system").join(name);
         disk::unmount_below(&state)?;
         let mut options = DevOptions::new(binaries(), state, python());
-        options.profile = profile;
+        change(&mut options);
         options.detours = links.as_ref().map(Links::detours).unwrap_or_default();
         let system = DevSystem::start_in(slot, options).await?;
         let declarations = tempfile::tempdir()?;

@@ -108,6 +108,24 @@ string_id!(
     |raw| is_lower_label(raw, 32) && raw.contains('-')
 );
 string_id!(
+    /// What people call a data plane: an account and a region that are registered at a broker.
+    DataPlaneName, "data plane name", "1-63 lower-case letters, digits and '-'",
+    |raw| is_lower_label(raw, 63)
+);
+string_id!(
+    /// An IAM role's name, without its path, which STS does not tell.
+    RoleName, "role name", "1-64 letters, digits and _+=,.@- (leave a path away)",
+    |raw| (1..=64).contains(&raw.len())
+        && raw.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b))
+);
+string_id!(
+    /// An IAM role's unique id, which a role made again under the same name does not have.
+    RoleId, "role id", "AROA and 12 or more upper-case letters and digits (`aws iam get-role`: RoleId)",
+    |raw| (16..=128).contains(&raw.len())
+        && raw.starts_with("AROA")
+        && raw.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+);
+string_id!(
     /// A server group. Unique within a data plane; part of the AutoScaling group's name.
     GroupName, "server group name",
     "1-63 letters, digits, '_' and '-', starting with a letter", |raw| is_name(raw, 63)

@@ -245,6 +245,9 @@ pub enum Evidence {
     JoinToken { token: String, data_plane: DataPlane },
     /// A GetCallerIdentity request, signed over audience, challenge and CSR digest.
     Sts(crate::evidence::StsProof),
+    /// The same from an account agent to its broker, which serves many data planes. The data plane
+    /// is a claim: it chooses what the proof is held against.
+    AccountSts { data_plane: DataPlane, proof: crate::evidence::StsProof },
 }
 
 impl std::fmt::Debug for Evidence {
@@ -252,6 +255,7 @@ impl std::fmt::Debug for Evidence {
         match self {
             Evidence::JoinToken { data_plane, .. } => write!(f, "JoinToken(.., {data_plane})"),
             Evidence::Sts(_) => f.write_str("Sts(..)"),
+            Evidence::AccountSts { data_plane, .. } => write!(f, "AccountSts(.., {data_plane})"),
         }
     }
 }

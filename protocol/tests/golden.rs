@@ -216,7 +216,9 @@ fn enrollment(golden: &Golden) {
         amz_date: "20261101T000000Z".into(),
         signature: "0".repeat(64),
     });
-    for (name, evidence) in [("join_token", token), ("sts", sts)] {
+    let Evidence::Sts(proof) = sts.clone() else { unreachable!("made above") };
+    let account_sts = Evidence::AccountSts { data_plane: data_plane(), proof };
+    for (name, evidence) in [("join_token", token), ("sts", sts), ("account_sts", account_sts)] {
         let request = ToIssuer::Request { csr: vec![0x30, 0x00], evidence };
         golden.check(&format!("to_issuer.request.{name}"), &request);
     }

@@ -17,7 +17,7 @@ fn without_broker(reason: &str) -> Option<&'static str> {
         None
     } else if any(&["aborted by peer: the cryptographic handshake failed"]) {
         // It is the broker that says so, of what this agent showed.
-        Some("the broker does not take this agent's certificate; it enrolls again with its token")
+        Some("the broker does not take this agent's certificate; it enrolls again")
     } else if any(&["not valid yet", "NotValidYet", "certificate expired"]) {
         Some("the clocks of this machine and of the broker differ: check the clock with `date`")
     } else if any(&["UnknownIssuer", "BadSignature", "holds no certificate", "the broker's root"]) {
@@ -25,13 +25,15 @@ fn without_broker(reason: &str) -> Option<&'static str> {
     } else if any(&["not valid for name", "NotValidForName"]) {
         Some("correct broker.server_name in the configuration")
     } else if reason.contains("read the certificate ") {
-        Some("remove it: the agent enrolls again with its own key and join token")
+        Some("remove it: the agent enrolls again with its own key")
     } else if any(&["read the key ", "the agent's own key"]) {
-        Some("restore the key, or remove it and the certificate and enroll with a new join token")
+        Some("restore the key, or remove it and the certificate and enroll anew")
     } else if reason.contains("resolve ") {
         Some("broker.address in the configuration is host:port, and the name must resolve")
     } else if reason.contains("does not answer (UDP)") {
         Some("is the broker running, and may UDP leave this network for its port?")
+    } else if reason.contains("the role's credentials") {
+        Some("give the agent its IAM role, or broker.join_token_file in a place without AWS")
     } else if reason.contains("join token") {
         Some("make one at the broker, and keep it where broker.join_token_file says")
     } else {
@@ -55,6 +57,7 @@ mod tests {
             ("connect: invalid peer certificate: certificate not valid yet: …", "clock"),
             ("the broker at 10.0.0.1:1 does not answer (UDP): deadline has elapsed", "UDP"),
             ("read the join token /x: No such file or directory (os error 2)", "make one"),
+            ("get the role's credentials: no providers in chain provided credentials", "IAM role"),
             ("resolve broker: failed to lookup address", "host:port"),
         ] {
             let advice = without_broker(reason).expect(reason);

@@ -1,20 +1,32 @@
 //! The agent's own key and certificate for the control link: kept on disk, asked for at the broker.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use outstation_protocol::DataPlane;
+use aws_config::BehaviorVersion;
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::ProvideCredentials as _;
+use outstation_protocol::Digest;
+use outstation_protocol::evidence::{Audience, Purpose};
 use outstation_protocol::ids::AgentId;
 use outstation_protocol::v1::{self, Evidence, FromIssuer, ToIssuer};
+use outstation_sts::StsEndpoint;
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::dial::{DIAL_MAX, dial};
+use super::dial::dial;
 use super::shared::Shared;
 use crate::frames::{FrameReader, write_frame};
-use crate::trust::files;
+use crate::trust::{files, sts_client};
+
+/// The broker may take 10 s, of which STS has five.
+const EXCHANGE_MAX: Duration = Duration::from_secs(12);
+/// Instance metadata answers in milliseconds; the SDK tries several places.
+const CREDENTIALS_MAX: Duration = Duration::from_secs(15);
+const ENDED: &str = "the broker ended the conversation";
 
 /// The agent's own key and certificate for the control link.
 pub struct Identity {
@@ -54,6 +66,10 @@ impl Identity {
         Ok(Some(Identity { agent, key, chain, not_before_unix_secs, not_after_unix_secs }))
     }
 
+    pub fn is_valid(&self, now_unix_secs: u64) -> bool {
+        (self.not_before_unix_secs..self.not_after_unix_secs).contains(&now_unix_secs)
+    }
+
     pub fn is_past_half_life(&self, now_unix_secs: u64) -> bool {
         now_unix_secs >= self.not_before_unix_secs.midpoint(self.not_after_unix_secs)
     }
@@ -76,32 +92,26 @@ fn agent_id(certificate: &X509Certificate<'_>) -> Result<AgentId> {
         .context("the certificate names no agent")?;
     Ok(AgentId::try_from(id)?)
 }
-/// The key is on disk before anybody hears of it: after a lost reply the same token and key get a
-/// certificate again.
-pub async fn enroll(shared: &Shared) -> Result<Identity> {
+/// The key is on disk before anybody hears of it: after a lost reply, a crash before the certificate
+/// was written, or a certificate that has expired meanwhile, the same key gets one again.
+/// An agent that renews shows the certificate that it has, so that a copy of an older one is noticed.
+pub async fn enroll(shared: &Shared, present: Option<&Identity>) -> Result<Identity> {
     let state = &shared.config.state;
-    let token_file = shared
-        .config
-        .broker
-        .join_token_file
-        .as_ref()
-        .context("this agent has no certificate and no join_token_file is configured")?;
-    let token = std::fs::read_to_string(token_file)
-        .with_context(|| format!("read the join token {}", token_file.display()))?;
+    let showing = Showing::of(shared).await?;
     let key = match std::fs::read_to_string(key_file(state)) {
         Ok(pem) => KeyPair::from_pem(&pem).context("read the agent's own key")?,
-        Err(_) => {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = KeyPair::generate().context("make a key")?;
             files::create_new(&key_file(state), key.serialize_pem().as_bytes(), 0o600)
                 .context("write the agent's own key")?;
             key
         }
+        Err(error) => return Err(error).context("read the agent's own key"),
     };
     let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
-    let connection = dial(shared, None, v1::ALPN_CONTROL_ENROLL).await?;
-    let data_plane = shared.identity.data_plane.clone();
+    let connection = dial(shared, present, v1::ALPN_CONTROL_ENROLL).await?;
     let answer =
-        tokio::time::timeout(DIAL_MAX, request(&connection, csr, token.trim(), data_plane)).await;
+        tokio::time::timeout(EXCHANGE_MAX, request(shared, &connection, csr, showing)).await;
     connection.close(0u8.into(), b"");
     let chain = answer.context("the broker did not answer in time")??;
 
@@ -121,24 +131,71 @@ pub async fn enroll(shared: &Shared) -> Result<Identity> {
     Ok(identity)
 }
 
+/// What shows the broker who is asking, as far as it is known before the challenge.
+enum Showing {
+    /// In places without AWS.
+    JoinToken(String),
+    Role(Credentials),
+}
+
+impl Showing {
+    async fn of(shared: &Shared) -> Result<Showing> {
+        let config = &shared.config;
+        if let Some(file) = &config.broker.join_token_file {
+            let token = std::fs::read_to_string(file)
+                .with_context(|| format!("read the join token {}", file.display()))?;
+            return Ok(Showing::JoinToken(token.trim().to_owned()));
+        }
+        // Anew each time: those of an instance's role live for hours.
+        let region = aws_config::Region::new(config.region.to_string());
+        let aws = aws_config::defaults(BehaviorVersion::latest()).region(region).load().await;
+        let provider = aws.credentials_provider().context("find the role's credentials")?;
+        let found = tokio::time::timeout(CREDENTIALS_MAX, provider.provide_credentials()).await;
+        let credentials = found
+            .context("the role's credentials did not come in time")?
+            .context("get the role's credentials")?;
+        Ok(Showing::Role(credentials))
+    }
+
+    fn evidence(self, shared: &Shared, challenge: &[u8; 32], csr: &[u8]) -> Result<Evidence> {
+        let config = &shared.config;
+        let data_plane = config.data_plane();
+        let credentials = match self {
+            Showing::JoinToken(token) => return Ok(Evidence::JoinToken { token, data_plane }),
+            Showing::Role(credentials) => credentials,
+        };
+        let audience = Audience {
+            purpose: Purpose::ControlLink,
+            tenant: config.tenant.clone(),
+            account: config.account.clone(),
+            region: config.region.clone(),
+        };
+        let sts = StsEndpoint::choose(&config.region, config.aws.endpoint.as_deref())?;
+        let now = shared.clock.unix_secs();
+        let csr = Digest::of(csr);
+        let proof = sts_client::prove(&credentials, sts.host(), &audience, challenge, &csr, now)?;
+        Ok(Evidence::AccountSts { data_plane, proof })
+    }
+}
+
 async fn request(
+    shared: &Shared,
     connection: &quinn::Connection,
     csr: Vec<u8>,
-    token: &str,
-    data_plane: DataPlane,
+    showing: Showing,
 ) -> Result<Vec<Vec<u8>>> {
     let (mut send, receive) = connection.open_bi().await?;
     let mut receive = FrameReader::new(receive);
     let release = env!("CARGO_PKG_VERSION").to_owned();
     write_frame(&mut send, &ToIssuer::Begin { release }).await?;
-    match receive.next::<FromIssuer>().await?.context("the broker ended the conversation")? {
-        FromIssuer::Challenge { nonce: _ } => {}
+    let challenge = match receive.next::<FromIssuer>().await?.context(ENDED)? {
+        FromIssuer::Challenge { nonce } => nonce,
         FromIssuer::Denied { reason, hint } => bail!("denied: {reason} ({hint})"),
         FromIssuer::Issued { .. } => bail!("the broker answered out of turn"),
-    }
-    let evidence = Evidence::JoinToken { token: token.to_owned(), data_plane };
+    };
+    let evidence = showing.evidence(shared, &challenge, &csr)?;
     write_frame(&mut send, &ToIssuer::Request { csr, evidence }).await?;
-    match receive.next::<FromIssuer>().await?.context("the broker ended the conversation")? {
+    match receive.next::<FromIssuer>().await?.context(ENDED)? {
         FromIssuer::Issued { chain, identity: _ } => Ok(chain),
         FromIssuer::Denied { reason, hint } => bail!("denied: {reason} ({hint})"),
         FromIssuer::Challenge { .. } => bail!("the broker answered out of turn"),

@@ -74,6 +74,8 @@ pub struct BrokerConfig {
     pub server_name: String,
     /// PEM of the broker's root, pinned at install.
     pub root: PathBuf,
+    /// For places without AWS. Elsewhere the agent shows its IAM role, which is registered at the
+    /// broker (`outstation dataplane add`).
     pub join_token_file: Option<PathBuf>,
 }
 

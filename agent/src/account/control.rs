@@ -30,6 +30,8 @@ pub struct Control {
     desk: Desk,
     /// The broker answered and turned us away: perhaps it does not know our certificate any more.
     turned_away: bool,
+    /// It did so in TLS already: our certificate is not one of its own, and showing it leads nowhere.
+    not_believed: bool,
 }
 
 /// How a session ended.
@@ -41,7 +43,7 @@ struct Ended {
 impl Control {
     pub fn new(shared: Arc<Shared>) -> Control {
         let desk = Desk::new(shared.clone());
-        Control { shared, desk, turned_away: false }
+        Control { shared, desk, turned_away: false, not_believed: false }
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -96,6 +98,8 @@ impl Control {
         // Until the broker's welcome says otherwise.
         self.turned_away = true;
         let ended = self.session(&connection, identity.agent).await;
+        let closed = connection.close_reason();
+        self.not_believed = matches!(closed, Some(quinn::ConnectionError::ConnectionClosed(_)));
         connection.close(0u8.into(), b"");
         ended
     }
@@ -111,7 +115,7 @@ impl Control {
             {
                 Ok(identity)
             }
-            Some(identity) => match enroll(&self.shared).await {
+            Some(identity) => match enroll(&self.shared, self.to_show(&identity)).await {
                 Ok(renewed) => Ok(renewed),
                 Err(error) => {
                     tracing::warn!(
@@ -122,8 +126,13 @@ impl Control {
                     Ok(identity)
                 }
             },
-            None => enroll(&self.shared).await.context("enroll at the broker"),
+            None => enroll(&self.shared, None).await.context("enroll at the broker"),
         }
+    }
+
+    fn to_show<'a>(&self, present: &'a Identity) -> Option<&'a Identity> {
+        let is_valid = present.is_valid(self.shared.clock.unix_secs());
+        (is_valid && !self.not_believed).then_some(present)
     }
 
     async fn session(&mut self, connection: &quinn::Connection, agent: AgentId) -> Result<Ended> {

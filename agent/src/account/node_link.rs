@@ -24,8 +24,8 @@ use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
 use crate::trust::resets;
 use crate::trust::spiffe::NodeCertificate;
-use crate::trust::sts_verifier::{StsEndpoint, StsVerifier};
 use crate::trust::tls::{self, Peer};
+use outstation_sts::{Limits, StsEndpoint, StsVerifier};
 
 /// Handshakes and enrollments under way at one time; more wait in the listener's own queue.
 const OPENING_MAX: usize = 256;
@@ -70,7 +70,7 @@ impl NodeLink {
             role_id: config.nodes.role_id.clone(),
         };
         let sts = StsEndpoint::choose(&config.region, config.aws.endpoint.as_deref())?;
-        let verifier = StsVerifier::new(sts, audience, expected)?;
+        let verifier = StsVerifier::new(Some(sts), Limits::NODE_LINK);
         let tls_config = tls::node_link_server(ca.clone())?;
         let endpoint = std::net::UdpSocket::bind(config.nodes.listen)
             .and_then(|socket| {
@@ -84,7 +84,7 @@ impl NodeLink {
             shared,
             aws,
             endpoint,
-            enroller: Enroller::new(ca, verifier),
+            enroller: Enroller::new(ca, verifier, audience, expected),
             opening: Semaphore::new(OPENING_MAX),
             sessions: AtomicU64::new(1),
             tasks: TaskTracker::new(),

@@ -18,8 +18,8 @@ use crate::clock;
 use crate::frames::{FrameIoError, FrameReader, write_frame};
 use crate::trust::ca::SERVER_NAME;
 use crate::trust::enroll::{Applicant, EnrollError, NodeIdentity, enroll};
-use crate::trust::sts_verifier::StsEndpoint;
 use crate::trust::tls::{TlsError, load_roots, node_link_client};
+use outstation_sts::StsEndpoint;
 
 /// Whatever the account agent says: it shall not silence a node for longer.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);

@@ -10,9 +10,9 @@ use outstation_protocol::{Digest, Generation, GroupName};
 use super::*;
 use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
-use crate::trust::sts_verifier::StsVerifier;
 use crate::trust::testing::{INSTANCE, StubHttp, audience, identity_xml, stub_imds, within};
 use crate::trust::tls::{Peer, node_link_server, peer};
+use outstation_sts::{Limits, StsVerifier};
 
 struct AccountAgent {
     store: tempfile::TempDir,
@@ -45,8 +45,8 @@ impl AccountAgent {
             role_id: Some("AROAABCDEFGHIJKLMNOPQ".into()),
         };
         let sts_endpoint = StsEndpoint::configured(&sts.url).expect("an url");
-        let verifier = StsVerifier::new(sts_endpoint, audience(), expected).expect("plain");
-        let enroller = Enroller::new(ca, verifier);
+        let verifier = StsVerifier::new(Some(sts_endpoint), Limits::NODE_LINK);
+        let enroller = Enroller::new(ca, verifier, audience(), expected);
         AccountAgent { store, sts, imds, endpoint: endpoint.expect("a port"), enroller }
     }
 

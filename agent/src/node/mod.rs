@@ -32,7 +32,7 @@ use self::server::ServerSettings;
 use self::supervisor::Supervisor;
 use crate::clock;
 use crate::tags;
-use crate::trust::sts_verifier::StsEndpoint;
+use outstation_sts::StsEndpoint;
 
 /// Instance metadata is up before user-data runs; a hiccup passes, a wrong address does not.
 const FACTS_MAX: Duration = Duration::from_secs(30);

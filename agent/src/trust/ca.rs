@@ -22,7 +22,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::files;
 use super::spiffe::NodeId;
-use super::sts_verifier::Attested;
+use outstation_sts::Attested;
 
 /// The name under which nodes and callers know the account agent.
 pub const SERVER_NAME: &str = "account-agent.outstation";

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_credential_types::Credentials;
-use outstation_protocol::evidence::Audience;
+use outstation_protocol::evidence::{Audience, ExpectedCaller};
 use outstation_protocol::ids::{GroupName, IdError, InstanceId};
 use outstation_protocol::v1::{Evidence, FromIssuer, ToIssuer};
+use outstation_sts::{Challenge, Claim, StsEndpoint, StsVerifier, VerifyError};
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use super::ca::{Csr, CsrError, DataPlaneCa, IssueError};
 use super::spiffe::{NodeCertificate, NodeId, SpiffeError};
 use super::sts_client::{self, ProofError};
-use super::sts_verifier::{Challenge, StsEndpoint, StsVerifier, VerifyError};
 use crate::clock;
 use crate::frames::{FrameIoError, FrameReader, write_frame};
 
@@ -148,6 +148,8 @@ pub enum Denial {
     OutOfTurn,
     #[error("a node shows STS evidence, not a join token")]
     JoinToken,
+    #[error("a node shows its own STS evidence, not an account agent's")]
+    AccountAgent,
     #[error(transparent)]
     Csr(#[from] CsrError),
     #[error(transparent)]
@@ -164,6 +166,7 @@ impl Denial {
     /// What the person who reads the node's log can do.
     fn hint(&self) -> &'static str {
         match self {
+            Denial::Evidence(VerifyError::TooOften { .. }) => "the node tries again by itself",
             Denial::Evidence(VerifyError::Timeout | VerifyError::Unreachable(_)) => {
                 "the account agent must reach the region's STS endpoint; the node tries again"
             }
@@ -183,6 +186,7 @@ impl Denial {
             | Denial::Ended
             | Denial::OutOfTurn
             | Denial::JoinToken
+            | Denial::AccountAgent
             | Denial::Csr(_)
             | Denial::Issue(_) => "the node tries again; if it goes on, compare both releases",
         }
@@ -193,11 +197,18 @@ impl Denial {
 pub struct Enroller {
     ca: Arc<DataPlaneCa>,
     verifier: StsVerifier,
+    audience: Audience,
+    expected: ExpectedCaller,
 }
 
 impl Enroller {
-    pub fn new(ca: Arc<DataPlaneCa>, verifier: StsVerifier) -> Enroller {
-        Enroller { ca, verifier }
+    pub fn new(
+        ca: Arc<DataPlaneCa>,
+        verifier: StsVerifier,
+        audience: Audience,
+        expected: ExpectedCaller,
+    ) -> Enroller {
+        Enroller { ca, verifier, audience, expected }
     }
 
     /// Answers one connection of [`outstation_protocol::v1::ALPN_NODE_ENROLL`]. `own_view` is
@@ -273,10 +284,12 @@ impl Enroller {
         let proof = match evidence {
             Evidence::Sts(proof) => proof,
             Evidence::JoinToken { .. } => return Err(Denial::JoinToken),
+            Evidence::AccountSts { .. } => return Err(Denial::AccountAgent),
         };
         let csr = Csr::from_der(csr)?;
         let now = clock::unix_secs();
-        let attested = self.verifier.verify(&proof, challenge, csr.digest(), now).await?;
+        let claim = Claim { source: address, audience: &self.audience, expected: &self.expected };
+        let attested = self.verifier.verify(claim, &proof, challenge, csr.digest(), now).await?;
         let session = attested.caller().session.as_str();
         let instance = InstanceId::try_from(session).map_err(Denial::NotAnInstance)?;
         let group = own_view(instance.clone(), address)

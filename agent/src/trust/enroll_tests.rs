@@ -3,6 +3,7 @@
 
 use outstation_protocol::evidence::ExpectedCaller;
 use outstation_protocol::v1::{ToAccountAgent, ToNode};
+use outstation_sts::Limits;
 
 use super::*;
 use crate::trust::ca::SERVER_NAME;
@@ -39,8 +40,8 @@ impl World {
             role: Some("outstation-node".into()),
             role_id: None,
         };
-        let verifier = StsVerifier::new(self.endpoint.clone(), audience(), expected);
-        Enroller::new(self.ca.clone(), verifier.expect("a plain endpoint"))
+        let verifier = StsVerifier::new(Some(self.endpoint.clone()), Limits::NODE_LINK);
+        Enroller::new(self.ca.clone(), verifier, audience(), expected)
     }
 
     async fn connect(&self, identity: Option<&NodeIdentity>) -> quinn::Connection {

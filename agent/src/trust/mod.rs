@@ -7,7 +7,6 @@ pub mod files;
 pub mod resets;
 pub mod spiffe;
 pub mod sts_client;
-pub mod sts_verifier;
 #[cfg(test)]
 pub mod testing;
 pub mod tls;

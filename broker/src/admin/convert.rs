@@ -9,6 +9,7 @@ use crate::store::agents::AgentRecord;
 use crate::store::events::{After, Cursor, EventRecord, Gap, GapReason};
 use crate::store::news::rule_name;
 use crate::store::orders::GroupRecord;
+use crate::store::planes::Registration;
 
 pub fn group(record: GroupRecord) -> api::Group {
     let (answers, at) = (record.answers, record.answered_at);
@@ -53,6 +54,17 @@ pub fn agent(record: AgentRecord) -> api::Agent {
         connected: record.connected,
         since_unix_secs: record.since_unix_secs,
         release: record.release,
+        revoked_at_unix_secs: record.revoked_at_unix_secs,
+    }
+}
+
+pub fn registration(found: Registration) -> api::RegisteredDataPlane {
+    api::RegisteredDataPlane {
+        name: found.name.into(),
+        data_plane: Some(data_plane(&found.data_plane)),
+        role: found.role.into(),
+        role_id: found.role_id.into(),
+        added_at_unix_secs: found.added_at_unix_secs,
     }
 }
 

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use outstation_api::admin as api;
 use outstation_api::admin::admin_server::Admin;
 use outstation_protocol::envelope::Envelope;
+use outstation_protocol::ids::{DataPlaneName, RoleId, RoleName};
 use outstation_protocol::order::Order;
-use outstation_protocol::{DataPlane, GroupName, TenantId};
+use outstation_protocol::{AgentId, DataPlane, GroupName, TenantId};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,8 +19,10 @@ use tracing::{error, info};
 use super::convert;
 use super::tail::Tail;
 use crate::clock;
+use crate::served::Served;
 use crate::store::events::Filter;
 use crate::store::orders::{Conflict, GroupRecord, PutVerdict};
+use crate::store::planes::{Registration, Taken};
 use crate::store::tokens::{JoinToken, OPEN_TOKENS_MAX};
 use crate::store::{Change, Changed, Store, StoreError};
 
@@ -36,7 +39,7 @@ const TOKEN_VALID_SECS_MAX: u32 = 7 * 24 * 3600;
 #[derive(Clone)]
 pub struct AdminService {
     tenant: TenantId,
-    data_planes: Vec<DataPlane>,
+    served: Served,
     store: Store,
     watches: Arc<Semaphore>,
     stopping: CancellationToken,
@@ -45,19 +48,19 @@ pub struct AdminService {
 impl AdminService {
     pub fn new(
         tenant: TenantId,
-        data_planes: Vec<DataPlane>,
+        served: Served,
         store: Store,
         stopping: CancellationToken,
     ) -> AdminService {
         let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-        AdminService { tenant, data_planes, store, watches, stopping }
+        AdminService { tenant, served, store, watches, stopping }
     }
 
     /// A data plane of a request, if this broker serves it.
-    fn served(&self, raw: Option<api::DataPlane>) -> Result<DataPlane, Status> {
+    async fn served(&self, raw: Option<api::DataPlane>) -> Result<DataPlane, Status> {
         let raw = raw.ok_or_else(|| Status::invalid_argument("the request names no data plane"))?;
         let data_plane = convert::read_data_plane(raw).map_err(|error| invalid(&error))?;
-        self.check_served(&data_plane)?;
+        self.check_served(&data_plane).await?;
         Ok(data_plane)
     }
 
@@ -85,8 +88,8 @@ impl AdminService {
         Ok(())
     }
 
-    fn check_served(&self, data_plane: &DataPlane) -> Result<(), Status> {
-        if self.data_planes.contains(data_plane) {
+    async fn check_served(&self, data_plane: &DataPlane) -> Result<(), Status> {
+        if self.served.contains(data_plane).await.map_err(internal)? {
             return Ok(());
         }
         let message = format!("this broker does not serve data plane {data_plane}");
@@ -100,7 +103,7 @@ impl Admin for AdminService {
         &self,
         request: Request<api::ListGroupsRequest>,
     ) -> Result<Response<api::ListGroupsResponse>, Status> {
-        let data_plane = self.served(request.into_inner().data_plane)?;
+        let data_plane = self.served(request.into_inner().data_plane).await?;
         let records = self.store.groups(data_plane).await.map_err(internal)?;
         let groups = records.into_iter().map(convert::group).collect();
         Ok(Response::new(api::ListGroupsResponse { groups }))
@@ -111,7 +114,7 @@ impl Admin for AdminService {
         request: Request<api::GetGroupRequest>,
     ) -> Result<Response<api::Group>, Status> {
         let request = request.into_inner();
-        let data_plane = self.served(request.data_plane)?;
+        let data_plane = self.served(request.data_plane).await?;
         let name = GroupName::try_from(request.name).map_err(|error| invalid(&error))?;
         let missing = format!("no order for group {name} was ever put in data plane {data_plane}");
         let record = self.store.group(data_plane, name).await.map_err(internal)?;
@@ -127,7 +130,7 @@ impl Admin for AdminService {
         request: Request<api::WatchGroupsRequest>,
     ) -> Result<Response<Self::WatchGroupsStream>, Status> {
         let request = request.into_inner();
-        let data_plane = self.served(request.data_plane)?;
+        let data_plane = self.served(request.data_plane).await?;
         let only = only(request.name)?;
         let (groups, stream) = mpsc::channel(WATCH_AHEAD_MAX);
         let watch = Watch {
@@ -148,7 +151,7 @@ impl Admin for AdminService {
         request: Request<api::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let request = request.into_inner();
-        let data_plane = self.served(request.data_plane)?;
+        let data_plane = self.served(request.data_plane).await?;
         let filter =
             Filter { group: only(request.group)?, since_unix_secs: request.since_unix_secs };
         let (events, stream) = mpsc::channel(EVENTS_AHEAD_MAX);
@@ -178,7 +181,7 @@ impl Admin for AdminService {
             );
             return Err(Status::failed_precondition(message));
         }
-        self.check_served(&order.data_plane)?;
+        self.check_served(&order.data_plane).await?;
 
         let (group, generation, digest) =
             (order.group.clone(), order.generation, envelope.digest());
@@ -204,10 +207,18 @@ impl Admin for AdminService {
         request: Request<api::CreateJoinTokenRequest>,
     ) -> Result<Response<api::CreateJoinTokenResponse>, Status> {
         let request = request.into_inner();
-        let data_plane = self.served(request.data_plane)?;
+        let data_plane = self.served(request.data_plane).await?;
         if !(1..=TOKEN_VALID_SECS_MAX).contains(&request.valid_secs) {
             let message = format!("valid_secs must be 1 to {TOKEN_VALID_SECS_MAX}");
             return Err(Status::invalid_argument(message));
+        }
+        let registered = self.store.registration(data_plane.clone()).await.map_err(internal)?;
+        if let Some(Registration { name, role, .. }) = registered {
+            let message = format!(
+                "data plane {name} is registered with role {role}: its agents enroll with that, \
+                 not with a join token"
+            );
+            return Err(Status::failed_precondition(message));
         }
         let token = JoinToken::generate();
         let now = clock::unix_secs();
@@ -234,6 +245,78 @@ impl Admin for AdminService {
         let agents = records.into_iter().map(convert::agent).collect();
         Ok(Response::new(api::ListAgentsResponse { agents }))
     }
+
+    async fn revoke_agent(
+        &self,
+        request: Request<api::RevokeAgentRequest>,
+    ) -> Result<Response<api::Agent>, Status> {
+        let id = AgentId::try_from(request.into_inner().id).map_err(|error| invalid(&error))?;
+        let missing = format!("there is no agent {id}");
+        let revoked = self.store.revoke(id, clock::unix_secs()).await.map_err(internal)?;
+        let revoked = revoked.ok_or_else(|| Status::not_found(missing))?;
+        info!(agent = %revoked.id, data_plane = %revoked.data_plane, "agent revoked");
+        Ok(Response::new(convert::agent(revoked)))
+    }
+
+    async fn add_data_plane(
+        &self,
+        request: Request<api::AddDataPlaneRequest>,
+    ) -> Result<Response<api::RegisteredDataPlane>, Status> {
+        let asked = request.into_inner().data_plane;
+        let asked = asked.ok_or_else(|| Status::invalid_argument("no data plane is named"))?;
+        let registered =
+            self.store.register(read_registration(asked)?).await.map_err(internal)?.map_err(
+                |taken| match taken {
+                    Taken::Name(_) | Taken::DataPlane { .. } => {
+                        Status::already_exists(taken.to_string())
+                    }
+                    Taken::TooMany => Status::resource_exhausted(taken.to_string()),
+                },
+            )?;
+        let Registration { name, data_plane, role, role_id, .. } = &registered;
+        info!(%name, %data_plane, %role, %role_id, "data plane registered");
+        Ok(Response::new(convert::registration(registered)))
+    }
+
+    async fn list_data_planes(
+        &self,
+        _request: Request<api::ListDataPlanesRequest>,
+    ) -> Result<Response<api::ListDataPlanesResponse>, Status> {
+        let registered = self.store.registrations().await.map_err(internal)?;
+        let configured = self.served.configured().iter();
+        let by_token = configured
+            .filter(|plane| registered.iter().all(|found| found.data_plane != **plane))
+            .map(convert::data_plane)
+            .collect();
+        let registered = registered.into_iter().map(convert::registration).collect();
+        Ok(Response::new(api::ListDataPlanesResponse { registered, by_token }))
+    }
+
+    async fn remove_data_plane(
+        &self,
+        request: Request<api::RemoveDataPlaneRequest>,
+    ) -> Result<Response<api::RegisteredDataPlane>, Status> {
+        let name = DataPlaneName::try_from(request.into_inner().name);
+        let name = name.map_err(|error| invalid(&error))?;
+        let missing = format!("no data plane is registered as {name}");
+        let removed = self.store.unregister(name).await.map_err(internal)?;
+        let removed = removed.ok_or_else(|| Status::not_found(missing))?;
+        info!(name = %removed.name, data_plane = %removed.data_plane, "data plane removed");
+        Ok(Response::new(convert::registration(removed)))
+    }
+}
+
+fn read_registration(raw: api::RegisteredDataPlane) -> Result<Registration, Status> {
+    let data_plane = raw
+        .data_plane
+        .ok_or_else(|| Status::invalid_argument("the request names no account and region"))?;
+    Ok(Registration {
+        name: DataPlaneName::try_from(raw.name).map_err(|error| invalid(&error))?,
+        data_plane: convert::read_data_plane(data_plane).map_err(|error| invalid(&error))?,
+        role: RoleName::try_from(raw.role).map_err(|error| invalid(&error))?,
+        role_id: RoleId::try_from(raw.role_id).map_err(|error| invalid(&error))?,
+        added_at_unix_secs: clock::unix_secs(),
+    })
 }
 
 /// One watcher. It is sent states, not events: what changed twice while it was slow comes once.
@@ -309,7 +392,7 @@ impl Watch {
     fn concerning(&self, change: Change) -> Option<GroupName> {
         let group = match change.what {
             Changed::Order(group) | Changed::Answer(group) => group,
-            Changed::AgentLeft => return None,
+            Changed::AgentLeft | Changed::Access => return None,
         };
         let named = self.only.as_ref().is_none_or(|only| *only == group);
         (named && change.data_plane == self.data_plane).then_some(group)

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::events::{append, of_agent};
 use super::news::{EventKind, News};
+use super::revoked::retire;
 use super::{Changed, Store, StoreError, integer, read_data_plane, read_id, unsigned};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +20,11 @@ pub struct AgentRecord {
     pub connected: bool,
     /// Since when it is connected, or since when it is not.
     pub since_unix_secs: u64,
+    pub revoked_at_unix_secs: Option<u64>,
 }
 
 const SELECT: &str = "SELECT id, account, region, enrolled_at, certificate_serial,
-                             certificate_expires_at, release, connected, since FROM agents";
+                             certificate_expires_at, release, connected, since, revoked_at FROM agents";
 
 impl Store {
     pub async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError> {
@@ -39,15 +41,7 @@ impl Store {
     }
 
     pub async fn agent(&self, id: AgentId) -> Result<Option<AgentRecord>, StoreError> {
-        self.run(move |connection| {
-            let agent = connection
-                .query_row(&format!("{SELECT} WHERE id = ?1"), [id.as_str()], |row| {
-                    Ok(read_agent(row))
-                })
-                .optional()?;
-            agent.transpose()
-        })
-        .await
+        self.run(move |connection| find(connection, &id)).await
     }
 
     /// Writes that this broker runs, and so hears its agents.
@@ -64,14 +58,29 @@ impl Store {
         id: AgentId,
         serial: String,
         expires_at_unix_secs: u64,
+        now_unix_secs: u64,
     ) -> Result<(), StoreError> {
         self.run(move |connection| {
-            connection.execute(
+            let transaction = connection.transaction()?;
+            // One that was issued and never shown: its reply was lost, or somebody kept it.
+            let unused: Option<String> = transaction
+                .query_row(
+                    "SELECT certificate_serial FROM agents
+                     WHERE id = ?1 AND certificate_serial IS NOT shown_serial",
+                    [id.as_str()],
+                    |row| row.get(0),
+                )
+                .optional()?
+                .flatten();
+            if let Some(unused) = unused {
+                retire(&transaction, &id, &unused, now_unix_secs)?;
+            }
+            transaction.execute(
                 "UPDATE agents SET certificate_serial = ?2, certificate_expires_at = ?3
                  WHERE id = ?1",
                 params![id.as_str(), serial, integer(expires_at_unix_secs)],
             )?;
-            Ok(())
+            Ok(transaction.commit()?)
         })
         .await
     }
@@ -153,7 +162,7 @@ fn alive_at(connection: &Connection, now_unix_secs: u64) -> Result<u64, StoreErr
 }
 
 /// Events of an agent that enrolled; of any other there is no data plane to file them under.
-fn log(
+pub(super) fn log(
     transaction: &Transaction<'_>,
     id: &AgentId,
     news: Vec<News>,
@@ -172,6 +181,17 @@ fn log(
     }
 }
 
+pub(super) fn find(
+    connection: &Connection,
+    id: &AgentId,
+) -> Result<Option<AgentRecord>, StoreError> {
+    connection
+        .prepare_cached(&format!("{SELECT} WHERE id = ?1"))?
+        .query_row([id.as_str()], |row| Ok(read_agent(row)))
+        .optional()?
+        .transpose()
+}
+
 fn read_agent(row: &Row<'_>) -> Result<AgentRecord, StoreError> {
     Ok(AgentRecord {
         id: read_id("an agent id", AgentId::try_from(row.get::<_, String>(0)?))?,
@@ -182,5 +202,6 @@ fn read_agent(row: &Row<'_>) -> Result<AgentRecord, StoreError> {
         release: row.get(6)?,
         connected: row.get(7)?,
         since_unix_secs: unsigned(row.get(8)?),
+        revoked_at_unix_secs: row.get::<_, Option<i64>>(9)?.map(unsigned),
     })
 }

@@ -3,11 +3,14 @@
 //! One thread owns the connection; everybody else sends it jobs. What a job decides is decided
 //! by pure functions (`orders::judge`, `tokens::judge`), inside the job's transaction.
 
+pub mod admitted;
 pub mod agents;
 pub mod answers;
 pub mod events;
 pub mod news;
 pub mod orders;
+pub mod planes;
+pub mod revoked;
 pub mod schema;
 pub mod tokens;
 
@@ -60,6 +63,9 @@ pub enum Changed {
     /// An agent's session has ended. Where two agents serve one data plane, the store may hold the
     /// other's answers.
     AgentLeft,
+    /// Who may have a session is another question now: a data plane was added or removed, or an agent
+    /// revoked.
+    Access,
 }
 
 #[derive(Debug, thiserror::Error)]

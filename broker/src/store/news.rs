@@ -34,6 +34,9 @@ pub enum EventKind {
     AgentEnrolled,
     AgentConnected,
     AgentDisconnected,
+    AgentRevoked,
+    /// Somebody has shown a certificate of its that had been replaced: an alarm.
+    AgentCopied,
 }
 
 impl EventKind {
@@ -53,6 +56,8 @@ impl EventKind {
             EventKind::AgentEnrolled => "agent_enrolled",
             EventKind::AgentConnected => "agent_connected",
             EventKind::AgentDisconnected => "agent_disconnected",
+            EventKind::AgentRevoked => "agent_revoked",
+            EventKind::AgentCopied => "agent_copied",
         }
     }
 }

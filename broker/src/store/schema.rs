@@ -10,7 +10,7 @@ use super::news::Told;
 use super::{StoreError, answers, events, read_data_plane, read_id, unsigned};
 
 /// Goes up with every change of the schema; `user_version` holds what a file has.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
 /// A predecessor that is shutting down lets go within its own bound of 5 s.
 const BUSY_MAX: Duration = Duration::from_secs(6);
@@ -105,6 +105,36 @@ const SCHEMA_2: &str = "
     ) STRICT;
 ";
 
+const SCHEMA_3: &str = "
+    -- The data planes whose agents enroll with an IAM role.
+    CREATE TABLE data_planes (
+        name TEXT PRIMARY KEY,
+        account TEXT NOT NULL,
+        region TEXT NOT NULL,
+        role TEXT NOT NULL,
+        role_id TEXT NOT NULL,
+        added_at INTEGER NOT NULL,
+        UNIQUE (account, region)
+    ) STRICT;
+
+    -- Of an agent that enrolled with a role: its key, by which it is known again, and the session
+    -- of its first proof.
+    ALTER TABLE agents ADD COLUMN key BLOB;
+    ALTER TABLE agents ADD COLUMN session TEXT;
+    ALTER TABLE agents ADD COLUMN revoked_at INTEGER;
+    -- Of the certificate that it showed last; `certificate_serial` is of the newest issued.
+    ALTER TABLE agents ADD COLUMN shown_serial TEXT;
+    -- Serials that a newer certificate has taken the place of: whoever shows one has a copy.
+    CREATE TABLE retired_serials (
+        agent TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        retired_at INTEGER NOT NULL,
+        alarmed_at INTEGER,
+        PRIMARY KEY (agent, serial)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX agents_by_key ON agents (account, region, key) WHERE key IS NOT NULL;
+";
+
 /// Opens the database, or makes it. The connection is the only one there may be.
 pub fn open(path: &Path) -> Result<Connection, StoreError> {
     try_open(path).map_err(|error| match error {
@@ -137,6 +167,9 @@ fn try_open(path: &Path) -> Result<Connection, StoreError> {
     if found < 2 {
         transaction.execute_batch(SCHEMA_2)?;
         told_before_the_log(&transaction)?;
+    }
+    if found < 3 {
+        transaction.execute_batch(SCHEMA_3)?;
     }
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.execute("UPDATE event_log SET run = lower(hex(randomblob(8)))", [])?;

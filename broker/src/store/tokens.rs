@@ -1,17 +1,20 @@
-//! Join tokens: single-use, expiring, stored as hashes; and the only place where an
-//! [`Admitted`] is made, without which the CA issues nothing.
+//! Join tokens: single-use, expiring, stored as hashes. For places without AWS: where a data plane
+//! is registered with an IAM role, they are refused.
 
 use std::fmt;
 use std::str::FromStr;
 
+use outstation_protocol::ids::DataPlaneName;
 use outstation_protocol::{AgentId, DataPlane, Digest};
 use rand::RngCore as _;
 use rusqlite::{Connection, params};
 use subtle::ConstantTimeEq as _;
 
+use super::admitted::Admitted;
 use super::events::{append, of_agent};
 use super::news::EventKind;
 use super::{Store, StoreError, integer, read_data_plane, read_digest, read_id, unsigned};
+use super::{agents, planes};
 
 /// Somebody who makes tokens in a loop should notice; expired ones do not count.
 pub const OPEN_TOKENS_MAX: usize = 1000;
@@ -28,29 +31,6 @@ pub struct JoinToken {
 /// Names a token without being able to use it: 16 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenId(String);
-
-/// Someone of whom the token judge knows who it is, and which key it holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
-    agent: AgentId,
-    data_plane: DataPlane,
-    key: Digest,
-}
-
-impl Admitted {
-    pub fn agent(&self) -> &AgentId {
-        &self.agent
-    }
-
-    pub fn data_plane(&self) -> &DataPlane {
-        &self.data_plane
-    }
-
-    /// SHA-256 of the SubjectPublicKeyInfo that was shown to be theirs.
-    pub fn key(&self) -> &Digest {
-        &self.key
-    }
-}
 
 /// A token as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,10 +63,16 @@ pub enum TokenVerdict {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenRefusal {
+    #[error(
+        "data plane {name} is registered with an IAM role: its agents enroll with that, not with a join token"
+    )]
+    Registered { name: DataPlaneName },
     #[error("the join token is not one of this broker's")]
     Unknown,
     #[error("the join token is for data plane {token}, not for {asked}")]
     DataPlane { token: DataPlane, asked: DataPlane },
+    #[error("agent {0}, which used the join token, was revoked")]
+    Revoked(AgentId),
     #[error("the join token was used with another key")]
     Used,
     #[error("the join token expired {secs} s ago")]
@@ -96,12 +82,16 @@ pub enum TokenRefusal {
 impl TokenRefusal {
     pub fn hint(&self) -> &'static str {
         match self {
+            TokenRefusal::Registered { .. } => {
+                "remove broker.join_token_file from the agent's configuration, and let it have its role"
+            }
             TokenRefusal::Unknown => {
                 "check that the whole token was copied, or make a new one at the broker"
             }
             TokenRefusal::DataPlane { .. } => {
                 "correct account and region of the agent, or make a token for this data plane"
             }
+            TokenRefusal::Revoked(_) => "a new agent needs a new token, and a new key",
             TokenRefusal::Used => {
                 "a token serves one agent; make a new one, or restore the key that used this one"
             }
@@ -251,17 +241,24 @@ fn admit(
     now_unix_secs: u64,
 ) -> Result<Result<Admitted, TokenRefusal>, StoreError> {
     let transaction = connection.transaction()?;
+    if let Some(found) = planes::of_data_plane(&transaction, &asking.data_plane)? {
+        return Ok(Err(TokenRefusal::Registered { name: found.name }));
+    }
     let token = stored(&transaction, id)?;
     let verdict = judge(token.as_ref(), &asking, now_unix_secs);
     let Asking { data_plane, key, .. } = asking;
     match verdict {
         TokenVerdict::Refused(refusal) => Ok(Err(refusal)),
         TokenVerdict::Again(agent) => {
+            let known = agents::find(&transaction, &agent)?;
+            if known.is_some_and(|known| known.revoked_at_unix_secs.is_some()) {
+                return Ok(Err(TokenRefusal::Revoked(agent)));
+            }
             let message = format!("again, with the same key and join token {id}");
             let event = of_agent(EventKind::AgentEnrolled, message);
             append(&transaction, &data_plane, None, Some(&agent), event, now_unix_secs)?;
             transaction.commit()?;
-            Ok(Ok(Admitted { agent, data_plane, key }))
+            Ok(Ok(Admitted::new(agent, data_plane, key)))
         }
         TokenVerdict::First => {
             transaction.execute(
@@ -281,7 +278,7 @@ fn admit(
             let event = of_agent(EventKind::AgentEnrolled, format!("with join token {id}"));
             append(&transaction, &data_plane, None, Some(&fresh), event, now_unix_secs)?;
             transaction.commit()?;
-            Ok(Ok(Admitted { agent: fresh, data_plane, key }))
+            Ok(Ok(Admitted::new(fresh, data_plane, key)))
         }
     }
 }

@@ -101,8 +101,8 @@ async fn the_broker_says_who_an_agent_is_whatever_its_request_says() {
         panic!("the key alone counts");
     };
 
-    let (found, _) = AgentIdentity::of_certificate(&chain[0]).expect("one identity");
-    assert_eq!(found.to_string(), identity);
+    let found = AgentIdentity::of_certificate(&chain[0]).expect("one identity");
+    assert_eq!(found.identity.to_string(), identity);
     assert!(identity.starts_with("spiffe://dev.outstation/account/123456789012/agent/a-"));
     let (_, certificate) = X509Certificate::from_der(&chain[0]).expect("a certificate");
     let names = certificate.subject_alternative_name().expect("readable").expect("there");
@@ -149,7 +149,7 @@ async fn nonsense_ends_its_own_conversation_and_nothing_else() {
         ("a body that is no message", vec![&[0x21, 1, 0, 0, 0, 0xff]], "closed"),
         ("begin twice", vec![&begin, &begin], "closed"),
         ("a request that is none", vec![&begin, &not_a_csr], "damaged"),
-        ("STS evidence", vec![&begin, &sts], "does not accept STS evidence"),
+        ("STS evidence", vec![&begin, &sts], "a node's evidence"),
     ];
     for (case, frames, wanted) in cases {
         let connection = dial(&broker, v1::ALPN_CONTROL_ENROLL, None).await.expect("dial");

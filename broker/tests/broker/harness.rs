@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use outstation_api::admin::admin_client::AdminClient;
 use outstation_api::admin::{self as api};
-use outstation_broker::config::{AdminConfig, Config, LinkConfig};
+use outstation_broker::config::{AdminConfig, Config, LinkConfig, StsConfig};
 use outstation_broker::frames::{FrameReader, FrameWriter};
 use outstation_broker::{Broker, BrokerError};
 use outstation_protocol::frame::Framed;
@@ -90,6 +90,7 @@ impl Running {
             link: LinkConfig { listen: any_port },
             admin: AdminConfig { listen: any_port, token_file: dir.path().join("admin.token") },
             data_planes: vec![data_plane(ACCOUNT)],
+            sts: StsConfig::default(),
         };
         let broker = Broker::build(config).await.expect("the broker starts");
         let (link, admin) = broker.addresses().expect("its addresses");

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use outstation_api::admin::{DataPlane, RegisteredDataPlane};
 use outstation_protocol::ids::{AccountId, Region, TenantId};
 use outstation_protocol::signing::{SignerName, Signers};
 
@@ -22,6 +23,8 @@ pub const REGION: &str = "eu-central-1";
 const SIGNER: &str = "dev";
 const BROKER_NAME: &str = "broker.outstation";
 const ACCOUNT_AGENT_NAME: &str = "account-agent.outstation";
+const AGENT_ROLE: &str = "outstation-agent";
+const AGENT_ROLE_ID: &str = "AROADEVAGENTROLE00000";
 const AGENT_KEY: &str = "ASIADEVACCOUNTAGENT0";
 /// Opens nothing but the simulated AWS of this very system.
 const AGENT_SECRET: &str = "dev-only-secret-of-the-account-agent-0000";
@@ -188,6 +191,17 @@ pub struct Detours {
     pub aws: Option<SocketAddr>,
 }
 
+/// The data plane as it is registered at the broker, by the account agent's role.
+pub fn registration() -> RegisteredDataPlane {
+    RegisteredDataPlane {
+        name: TENANT.into(),
+        data_plane: Some(DataPlane { account: ACCOUNT.into(), region: REGION.into() }),
+        role: AGENT_ROLE.into(),
+        role_id: AGENT_ROLE_ID.into(),
+        added_at_unix_secs: 0,
+    }
+}
+
 /// The dev system's only signer, with a key of its own for each start.
 pub fn make_signer(layout: &Layout) -> anyhow::Result<Signers> {
     let key = key::create(&layout.signing_key()).context("make a key that signs orders")?;
@@ -234,7 +248,7 @@ pub fn write_configs(
     write(&user_data, &user_data_script(layout, slot, options))?;
     fs::set_permissions(&user_data, fs::Permissions::from_mode(0o755)).context("make it run")?;
     write(&layout.config("aws-sim"), &aws_sim_toml(layout, slot, options, &user_data))?;
-    write(&layout.config("broker"), &broker_toml(layout, slot))?;
+    write(&layout.config("broker"), &broker_toml(layout, slot, options))?;
     write(&layout.config("account-agent"), &agent_toml(layout, slot, options))?;
     write(&layout.guardrails(), &options.guardrails.toml(signers))
 }
@@ -262,8 +276,8 @@ scale_in_after_ms = 15000
 access_key_id = "{AGENT_KEY}"
 secret_access_key = "{AGENT_SECRET}"
 session_token = "dev"
-arn = "arn:aws:sts::{ACCOUNT}:assumed-role/outstation-agent/dev"
-user_id = "AROADEVAGENTROLE00000:dev"
+arn = "arn:aws:sts::{ACCOUNT}:assumed-role/{AGENT_ROLE}/dev"
+user_id = "{AGENT_ROLE_ID}:dev"
 policy = {policy}
 
 [[principals]]
@@ -306,7 +320,13 @@ fn subnet_toml(id: &str, zone: &str) -> String {
     format!("\n[[subnets]]\nid = \"{id}\"\navailability_zone = \"{zone}\"\n")
 }
 
-fn broker_toml(layout: &Layout, slot: &Slot) -> String {
+fn broker_toml(layout: &Layout, slot: &Slot, options: &DevOptions) -> String {
+    // Where the agent enrolls with its role, the data plane is registered once the broker runs.
+    let data_planes = if options.enroll_by_token {
+        format!("\n[[data_planes]]\naccount = \"{ACCOUNT}\"\nregion = \"{REGION}\"\n")
+    } else {
+        String::new()
+    };
     format!(
         r#"state = {state}
 tenant = "{TENANT}"
@@ -318,10 +338,10 @@ listen = "{link}"
 listen = "{admin}"
 token_file = {token}
 
-[[data_planes]]
-account = "{ACCOUNT}"
-region = "{REGION}"
-"#,
+[sts]
+endpoint = "http://{aws}"
+{data_planes}"#,
+        aws = options.detours.aws.unwrap_or(slot.aws_sim()),
         state = quoted(&layout.state.join("broker")),
         link = slot.broker_link(),
         admin = slot.broker_admin(),
@@ -346,8 +366,7 @@ endpoint = "http://{aws}"
 address = "{link}"
 server_name = "{BROKER_NAME}"
 root = {root}
-join_token_file = {join_token}
-
+{join_token}
 [nodes]
 listen = "{nodes}"
 role = "outstation-node"
@@ -362,7 +381,11 @@ token_file = {callers_token}
         aws = detours.aws.unwrap_or(slot.aws_sim()),
         link = detours.broker_link.unwrap_or(slot.broker_link()),
         root = quoted(&layout.broker_root()),
-        join_token = quoted(&layout.join_token()),
+        join_token = if options.enroll_by_token {
+            format!("join_token_file = {}\n", quoted(&layout.join_token()))
+        } else {
+            String::new()
+        },
         nodes = slot.nodes(),
         callers = slot.callers(),
         callers_token = quoted(&layout.callers_token()),

@@ -37,6 +37,8 @@ pub struct DevOptions {
     pub detours: Detours,
     /// The account agent's: `manage`, or `scale-only` where a test makes the AutoScaling groups itself.
     pub profile: &'static str,
+    /// With a join token, as in a place without AWS, instead of the agent's role.
+    pub enroll_by_token: bool,
 }
 
 impl DevOptions {
@@ -53,6 +55,7 @@ impl DevOptions {
             boot_delay_ms: 0,
             detours: Detours::default(),
             profile: "manage",
+            enroll_by_token: false,
         }
     }
 }
@@ -408,11 +411,16 @@ async fn start_broker_and_agent(
             && TcpStream::connect(slot.broker_admin()).await.is_ok()
     })
     .await?;
-    let token = Admin::connect(context).await?.create_join_token(JOIN_TOKEN_VALID_SECS).await?;
-    std::fs::write(layout.join_token(), "").context("write the join token")?;
-    std::fs::set_permissions(layout.join_token(), std::fs::Permissions::from_mode(0o600))
-        .context("keep the join token to ourselves")?;
-    std::fs::write(layout.join_token(), token).context("write the join token")?;
+    let admin = Admin::connect(context).await?;
+    if options.enroll_by_token {
+        let token = admin.create_join_token(JOIN_TOKEN_VALID_SECS).await?;
+        std::fs::write(layout.join_token(), "").context("write the join token")?;
+        std::fs::set_permissions(layout.join_token(), std::fs::Permissions::from_mode(0o600))
+            .context("keep the join token to ourselves")?;
+        std::fs::write(layout.join_token(), token).context("write the join token")?;
+    } else {
+        admin.add_data_plane(layout::registration()).await?;
+    }
 
     let agent = ServiceSpec {
         env: layout::agent_credentials(),

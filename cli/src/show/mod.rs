@@ -284,7 +284,11 @@ pub fn agents(agents: &[Agent], now_unix_secs: u64) -> String {
                 .data_plane
                 .as_ref()
                 .map_or("-".into(), |plane| format!("{}/{}", plane.account, plane.region));
-            let link = if agent.connected { "connected" } else { "gone" };
+            let link = match (agent.revoked_at_unix_secs, agent.connected) {
+                (Some(_), _) => "revoked",
+                (None, true) => "connected",
+                (None, false) => "gone",
+            };
             vec![
                 agent.id.clone(),
                 data_plane,
@@ -306,6 +310,7 @@ pub fn agents_json(agents: &[Agent]) -> String {
                 "account": agent.data_plane.as_ref().map(|plane| &plane.account),
                 "region": agent.data_plane.as_ref().map(|plane| &plane.region),
                 "connected": agent.connected,
+                "revoked_at_unix_secs": agent.revoked_at_unix_secs,
                 "since_unix_secs": agent.since_unix_secs,
                 "release": agent.release,
             })

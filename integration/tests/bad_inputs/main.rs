@@ -119,7 +119,7 @@ impl Ground {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_person_gets_wrong_is_told_and_harms_nobody() -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().await;
-    let world = World::start("bad-inputs").await?;
+    let world = World::start_by_token("bad-inputs").await?;
     std::fs::write(world.declarations().join("features.py"), DECLARATIONS)?;
     std::fs::write(world.declarations().join("requirements.txt"), "# nothing\n")?;
     world.apply(NODES).await?;

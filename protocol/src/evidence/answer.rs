@@ -36,8 +36,12 @@ pub struct CallerIdentity {
 /// Why an answer shows nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    #[error("STS answered with status {status}")]
-    Status { status: u16 },
+    #[error("STS answered with status {status}{}", named(code.as_deref()))]
+    Status {
+        status: u16,
+        /// Such as `SignatureDoesNotMatch`; for people only.
+        code: Option<String>,
+    },
     #[error("STS answered with another content type than text/xml")]
     ContentType,
     #[error("STS answered with {bytes} bytes, more than {ANSWER_BYTES_MAX}")]
@@ -75,7 +79,7 @@ pub fn judge_response(
     expected: &ExpectedCaller,
 ) -> Result<CallerIdentity, AnswerError> {
     if status != 200 {
-        return Err(AnswerError::Status { status });
+        return Err(AnswerError::Status { status, code: code_of(body) });
     }
     let essence = content_type.and_then(|raw| raw.split(';').next()).map(str::trim);
     if essence != Some("text/xml") {
@@ -144,6 +148,19 @@ fn judge_caller(
         session: session.to_owned(),
         role_id: role_id.to_owned(),
     })
+}
+
+/// What AWS calls its refusal, as far as it looks like a name.
+fn code_of(body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body.get(..ANSWER_BYTES_MAX).unwrap_or(body)).ok()?;
+    let (code, _) = text.split_once("<Code>")?.1.split_once("</Code>")?;
+    let is_name = (1..=64).contains(&code.len())
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.');
+    is_name.then(|| code.to_owned())
+}
+
+fn named(code: Option<&str>) -> String {
+    code.map(|code| format!(", {code}")).unwrap_or_default()
 }
 
 /// What IAM allows in names of roles and sessions.
@@ -307,10 +324,22 @@ mod tests {
     #[test]
     fn status_type_and_size_come_first() {
         let large = "x".repeat(ANSWER_BYTES_MAX + 1);
+        let refused = "<ErrorResponse><Error><Code>ExpiredToken</Code></Error></ErrorResponse>";
+        let status = |status, code: Option<&str>| AnswerError::Status {
+            status,
+            code: code.map(str::to_owned),
+        };
+        assert_eq!(
+            status(403, Some("ExpiredToken")).to_string(),
+            "STS answered with status 403, ExpiredToken"
+        );
         for (status, content_type, body, wanted) in [
-            (403, Some("text/xml"), HONEST, AnswerError::Status { status: 403 }),
-            (302, Some("text/xml"), HONEST, AnswerError::Status { status: 302 }),
-            (201, Some("text/xml"), HONEST, AnswerError::Status { status: 201 }),
+            (403, Some("text/xml"), HONEST, status(403, None)),
+            (403, None, refused, status(403, Some("ExpiredToken"))),
+            (403, None, "<Code>a\nb</Code>", status(403, None)),
+            (403, None, "<Code></Code>", status(403, None)),
+            (302, Some("text/xml"), HONEST, status(302, None)),
+            (201, Some("text/xml"), HONEST, status(201, None)),
             (200, None, HONEST, AnswerError::ContentType),
             (200, Some("application/json"), HONEST, AnswerError::ContentType),
             (200, Some("text/xmlx"), HONEST, AnswerError::ContentType),
