@@ -64,7 +64,7 @@
 //!   protection.
 //! - IAM beyond identity-based policies of configured principals: no boundaries, organisations, session policies; a principal
 //!   without a policy may do everything. Presigned URLs. Other hashes than SHA-256.
-//! - Throttling, contention, outages, lost requests and replies, stale reads happen only where a test asks for them
+//! - Throttling (also by a rate), contention, outages, lost requests and replies, stale reads happen only where a test asks for them
 //!   ([`wire::faults`]); `aws-sim serve` answers at once and consistently.
 //! - EC2's status checks: a dead machine is noticed at once. By default hooks do not hold it, as nobody could complete
 //!   them; `hooks_hold_dead_instances` makes them. Which of the two AWS does could not be verified.

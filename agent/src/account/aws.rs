@@ -18,15 +18,18 @@ use aws_sdk_autoscaling::types::{
 use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
+use super::backoff::Class;
 use super::config::Config;
 use super::entry::{READY_HEARTBEAT_SECS, READY_HOOK};
 use super::guardrails::{Guardrails, LaunchTemplate};
 use super::journal::intercept::Journaled;
 use super::journal::{Journal, JournalError};
+use super::pacing::Pacer;
 use super::plan::{
     Action, Observed, ObservedGroup, ObservedInstance, Shape, TAG_GROUP, TAG_TENANT,
 };
 use super::refresh::Image;
+use crate::clock::Clock;
 
 pub const DRAIN_HOOK: &str = "outstation-drain";
 /// The drain's own limits (5 s until withdrawn, 1 s grace, 30 s in flight) and a margin. After
@@ -42,6 +45,8 @@ pub const PAGES_MAX: usize = 64;
 
 #[derive(Clone)]
 pub struct Aws {
+    /// Every call waits for its turn here; those that change something wait in [`Aws::turn`].
+    pub(super) pacer: Pacer,
     pub(super) autoscaling: Client,
     /// Sends each call once: between two attempts an order may have been replaced, so a mutation is
     /// planned anew rather than repeated.
@@ -98,7 +103,9 @@ impl CallError {
                  journal/ of the account store"
             }
             Some("LimitExceeded") => "ask AWS for a higher quota in this region",
-            Some("Throttling" | "RequestLimitExceeded" | "ResourceContention") => {
+            Some(code)
+                if matches!(Class::of(Some(code)), Class::Throttling | Class::Contention) =>
+            {
                 "nobody has to do anything: the agent tries again more slowly"
             }
             Some(_) => "the agent tries again; the message above is AWS's own",
@@ -150,7 +157,8 @@ impl Aws {
         if let Some(endpoint) = &config.aws.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        Aws::with(&loader.load().await, journal)
+        let pacer = Pacer::new(config.aws.requests_per_second(), Clock::System);
+        Aws::with(&loader.load().await, journal, pacer)
     }
 
     pub fn timeouts() -> TimeoutConfig {
@@ -162,30 +170,40 @@ impl Aws {
     }
 
     /// Over any configuration of the SDK: a simulation brings its own HTTP client, clock and sleep.
-    pub fn with(config: &SdkConfig, journal: Option<Arc<Journal>>) -> Aws {
+    pub fn with(config: &SdkConfig, journal: Option<Arc<Journal>>, pacer: Pacer) -> Aws {
+        let pacer = pacer.waiting_by(config.sleep_impl());
         let journaled = journal.map(Journaled);
         // Retries are paid from a budget of this agent's own: the SDK's default is one for the whole
         // process.
         let mut autoscaling = aws_sdk_autoscaling::config::Builder::from(config)
-            .retry_partition(RetryPartition::custom("autoscaling").build());
+            .retry_partition(RetryPartition::custom("autoscaling").build())
+            .interceptor(pacer.clone());
         if let Some(journaled) = &journaled {
             autoscaling = autoscaling.interceptor(journaled.clone());
         }
         let mutations = autoscaling.clone().retry_config(RetryConfig::disabled());
         let mut sts = aws_sdk_sts::config::Builder::from(config)
-            .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build());
+            .retry_partition(aws_sdk_sts::config::retry::RetryPartition::custom("sts").build())
+            .interceptor(pacer.clone());
         if let Some(journaled) = journaled {
             sts = sts.interceptor(journaled);
         }
         Aws {
+            pacer,
             autoscaling: Client::from_conf(autoscaling.build()),
             mutations: Client::from_conf(mutations.build()),
             sts: aws_sdk_sts::Client::from_conf(sts.build()),
         }
     }
 
+    /// Before [`Aws::apply`] and what else changes something: by the time that its turn comes, it may not be wanted any more.
+    pub async fn turn(&self) {
+        self.pacer.turn().await;
+    }
+
     /// Refuses to work in another account than the configured one.
     pub async fn check_account(&self, config: &Config) -> Result<()> {
+        self.turn().await;
         let identity = self
             .sts
             .get_caller_identity()
@@ -214,6 +232,7 @@ impl Aws {
         let mut observed = Observed::new();
         let mut token = None;
         for _ in 0..PAGES_MAX {
+            self.turn().await;
             let page = self
                 .autoscaling
                 .describe_auto_scaling_groups()
@@ -243,6 +262,7 @@ impl Aws {
 
     /// The AutoScaling group that AWS itself says `instance` is in now.
     pub async fn group_of(&self, instance: &InstanceId) -> Result<Option<String>, CallError> {
+        self.turn().await;
         let found = self
             .autoscaling
             .describe_auto_scaling_instances()
@@ -258,7 +278,7 @@ impl Aws {
             .map(str::to_owned))
     }
 
-    /// Each action may be repeated; what is already so counts as done.
+    /// One call, after its [`Aws::turn`]. Each action may be repeated; what is already so counts as done.
     pub async fn apply(&self, action: &Action) -> Result<(), CallError> {
         match action {
             Action::Create(shape) => self.create(shape).await,
@@ -396,6 +416,7 @@ impl Aws {
         asg_name: &str,
         instance: &InstanceId,
     ) -> Result<(), CallError> {
+        self.turn().await;
         let completed = self
             .autoscaling
             .complete_lifecycle_action()
@@ -484,7 +505,7 @@ fn observed_group(group: &AutoScalingGroup) -> Option<(GroupName, ObservedGroup)
         max: count(group.max_size()),
         desired: count(group.desired_capacity()),
         policy: None,
-        hook: None,
+        hooks: None,
         subnets,
         zones,
         launch_template,

@@ -64,6 +64,19 @@ fn reconcile_secs() -> u64 {
 pub struct AwsConfig {
     /// Instead of AWS's own endpoints, for AutoScaling and STS alike.
     pub endpoint: Option<String>,
+    /// Of all calls of this agent together. AWS has one budget for the account and region, which others need too.
+    pub requests_per_second: Option<u32>,
+}
+
+/// A fraction of what AWS allows an account.
+const REQUESTS_PER_SECOND: u32 = 5;
+const REQUESTS_PER_SECOND_MAX: u32 = 100;
+
+impl AwsConfig {
+    /// Between one and a hundred, whatever was written.
+    pub fn requests_per_second(&self) -> u32 {
+        self.requests_per_second.unwrap_or(REQUESTS_PER_SECOND).clamp(1, REQUESTS_PER_SECOND_MAX)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

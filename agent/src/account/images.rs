@@ -10,8 +10,9 @@ use aws_sdk_autoscaling::types::{
 use outstation_protocol::{GroupName, InstanceId};
 
 use super::aws::{Aws, CallError, template};
-use super::entry::{READY_HEARTBEAT_SECS, READY_HOOK};
+use super::entry::READY_HOOK;
 use super::guardrails::{Guardrails, LaunchTemplate};
+use super::hooks::READY;
 use super::plan::Observed;
 use super::refresh::{Refresh, RefreshState};
 
@@ -62,6 +63,7 @@ impl Images {
 
 impl Aws {
     async fn newest_refresh(&self, asg_name: &str) -> Result<Option<Refresh>, CallError> {
+        self.turn().await;
         let described = self
             .autoscaling
             .describe_instance_refreshes()
@@ -114,17 +116,7 @@ impl Aws {
     /// Also for a group that was made before there was this hook, or that somebody took it from: without it AWS would go on
     /// as soon as a machine runs.
     pub(super) async fn put_ready_hook(&self, asg_name: &str) -> Result<(), CallError> {
-        self.mutations
-            .put_lifecycle_hook()
-            .auto_scaling_group_name(asg_name)
-            .lifecycle_hook_name(READY_HOOK)
-            .lifecycle_transition("autoscaling:EC2_INSTANCE_LAUNCHING")
-            .heartbeat_timeout(READY_HEARTBEAT_SECS)
-            .default_result("ABANDON")
-            .send()
-            .await
-            .map(drop)
-            .map_err(|e| CallError::of("PutLifecycleHook", e))
+        self.put_hook(asg_name, &READY).await
     }
 
     pub(super) async fn cancel_refresh(&self, asg_name: &str) -> Result<(), CallError> {
@@ -163,6 +155,7 @@ impl Aws {
         asg_name: &str,
         instance: &InstanceId,
     ) -> Result<(), CallError> {
+        self.turn().await;
         let completed = self
             .autoscaling
             .complete_lifecycle_action()

@@ -8,9 +8,10 @@ use outstation_protocol::GroupName;
 use outstation_protocol::order::Intent;
 
 use super::aws::{Aws, CallError};
+use super::backoff::Class;
 use super::config::{Config, Profile};
 use super::guardrails::Guardrails;
-use super::hooks::DrainHook;
+use super::hooks::Hooks;
 use super::ledger::Accepted;
 use super::plan::{Action, Observed, TAG_GENERATION};
 use super::scaling::Policies;
@@ -23,7 +24,9 @@ const READ_AGAIN: Duration = Duration::from_secs(30 * 60);
 pub struct Eyes {
     policies: Option<(Instant, Policies)>,
     /// By AutoScaling group's name.
-    hooks: BTreeMap<String, (Instant, DrainHook)>,
+    hooks: BTreeMap<String, (Instant, Option<Hooks>)>,
+    /// When some of them were asked for last.
+    swept: Option<Instant>,
 }
 
 impl Eyes {
@@ -45,14 +48,15 @@ impl Eyes {
         }
         for (name, group) in &mut observed {
             let asg_name = guardrails.asg_name(name);
-            group.hook = self.hooks.get(&asg_name).map(|(_, hook)| hook.clone());
+            group.hooks = self.hooks.get(&asg_name).and_then(|(_, hooks)| hooks.clone());
             group.policy =
                 self.policies.as_ref().and_then(|(_, policies)| policies.get(&asg_name)).cloned();
         }
         Ok(observed)
     }
 
-    /// A few groups at each look, one call each: AWS does not tell hooks of several groups at once.
+    /// A few groups at a time, one call each: AWS does not tell hooks of several groups at once. However busy looks are, no
+    /// more often than those of a quiet account; and one that cannot be asked for blocks no other.
     async fn look_at_hooks(
         &mut self,
         aws: &Aws,
@@ -63,13 +67,26 @@ impl Eyes {
     ) -> Result<(), CallError> {
         let there: Vec<String> = observed.keys().map(|group| guardrails.asg_name(group)).collect();
         self.hooks.retain(|asg_name, _| there.contains(asg_name));
+        let interval = config.reconcile_interval();
+        if self.swept.is_some_and(|at| now < at + interval) {
+            return Ok(());
+        }
+        self.swept = Some(now);
         let known: BTreeMap<&String, Option<Instant>> =
             there.iter().map(|name| (name, self.hooks.get(name).map(|(at, _)| *at))).collect();
-        for asg_name in due(&known, config.reconcile_interval(), now) {
-            match aws.drain_hook(&asg_name).await? {
-                Some(hook) => self.hooks.insert(asg_name, (now, hook)),
-                None => self.hooks.remove(&asg_name),
-            };
+        for asg_name in due(&known, interval, now) {
+            match aws.hooks(&asg_name).await {
+                Ok(Some(hooks)) => drop(self.hooks.insert(asg_name, (now, Some(hooks)))),
+                Ok(None) => drop(self.hooks.remove(&asg_name)),
+                // That is the role's policy, and nobody else's turn would be better.
+                Err(error) if error.class() == Class::Permission => return Err(error),
+                Err(error) => {
+                    tracing::warn!(asg_name, %error, "its lifecycle hooks are asked for again later");
+                    let known = self.hooks.remove(&asg_name).and_then(|(_, hooks)| hooks);
+                    self.hooks.insert(asg_name, (now, known));
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }
@@ -80,7 +97,7 @@ impl Eyes {
             Action::Track { .. } | Action::TrackNothing { .. } | Action::Delete { .. } => {
                 self.policies = None;
             }
-            Action::PutDrainHook { asg_name } => {
+            Action::PutDrainHook { asg_name } | Action::PutReadyHook { asg_name } => {
                 self.hooks.remove(asg_name);
             }
             Action::Create(_)
@@ -89,7 +106,6 @@ impl Eyes {
             | Action::DrainToZero { .. }
             | Action::Place { .. }
             | Action::UseTemplate { .. }
-            | Action::PutReadyHook { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. }
             | Action::Replace { .. }
@@ -97,9 +113,9 @@ impl Eyes {
         }
     }
 
-    /// With its drain hook, so that it need not be asked for at once.
+    /// With its hooks, so that it need not be asked for at once.
     pub fn created(&mut self, asg_name: &str, now: Instant) {
-        self.hooks.insert(asg_name.to_owned(), (now, DrainHook::Ours));
+        self.hooks.insert(asg_name.to_owned(), (now, Some(Hooks::OURS)));
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod adopt;
 mod advice;
 pub mod aws;
+mod backoff;
 pub mod callers;
 pub mod certificate;
 pub mod config;
@@ -21,6 +22,8 @@ pub mod judge;
 pub mod ledger;
 pub mod look;
 pub mod node_link;
+pub mod pace;
+pub mod pacing;
 pub mod plan;
 pub mod recall;
 pub mod reconcile;
@@ -35,6 +38,7 @@ pub mod show;
 pub mod status;
 #[cfg(test)]
 mod testing;
+mod turns;
 pub mod vitals;
 
 use std::fs;

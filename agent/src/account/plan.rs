@@ -9,7 +9,7 @@ use outstation_protocol::status::Held;
 use outstation_protocol::{GroupName, InstanceId, TenantId};
 
 use super::guardrails::{DestroyPolicy, DriftPolicy, Guardrails, LaunchTemplate, NoGuardrails};
-use super::hooks::DrainHook;
+use super::hooks::{Hook, Hooks};
 use super::ledger::Accepted;
 use super::refresh::{Image, Refresh, RefreshState, Rolling, rolling};
 use super::scaling::Policy;
@@ -32,8 +32,8 @@ pub struct ObservedGroup {
     pub desired: u32,
     /// Our scaling policy, when policies were last read.
     pub policy: Option<Policy>,
-    /// The drain hook, when it was last asked for; `None`: not known.
-    pub hook: Option<DrainHook>,
+    /// Our lifecycle hooks, when they were last asked for; `None`: not known.
+    pub hooks: Option<Hooks>,
     /// Where it places instances, in order.
     pub subnets: Vec<String>,
     pub zones: Vec<String>,
@@ -69,7 +69,7 @@ impl ObservedGroup {
             max: shape.max,
             desired: shape.min,
             policy: None,
-            hook: Some(DrainHook::Ours),
+            hooks: Some(Hooks::OURS),
             subnets: sorted(&shape.subnets),
             zones: sorted(&shape.availability_zones),
             launch_template: Some(shape.launch_template.clone()),
@@ -92,7 +92,11 @@ impl ObservedGroup {
             Action::Track { target, .. } => self.policy = Some(Policy::Tracks(target.clone())),
             Action::TrackNothing { .. } => self.policy = None,
             Action::SetDesired { nodes, .. } => self.desired = *nodes,
-            Action::PutDrainHook { .. } => self.hook = Some(DrainHook::Ours),
+            Action::PutDrainHook { .. } => {
+                if let Some(hooks) = &mut self.hooks {
+                    hooks.drain = Hook::Ours;
+                }
+            }
             Action::Place { subnets, zones, .. } => {
                 (self.subnets, self.zones) = (sorted(subnets), sorted(zones));
             }
@@ -119,7 +123,11 @@ impl ObservedGroup {
                 }
             }
             Action::Tag { tags, .. } => self.tags.extend(tags.clone()),
-            Action::PutReadyHook { .. } => {}
+            Action::PutReadyHook { .. } => {
+                if let Some(hooks) = &mut self.hooks {
+                    hooks.ready = Hook::Ours;
+                }
+            }
         }
     }
 }
@@ -215,13 +223,24 @@ pub enum Action {
 }
 
 impl Action {
-    fn is_about_image(&self) -> bool {
-        matches!(
-            self,
-            Action::PutReadyHook { .. }
-                | Action::StartRefresh { .. }
-                | Action::CancelRefresh { .. }
-        )
+    /// In a plan of this `rolling`: outside of a roll-out the ready hook is drift like any other.
+    fn is_about_image(&self, rolling: Option<&Rolling>) -> bool {
+        match self {
+            Action::PutReadyHook { .. } => rolling == Some(&Rolling::Start),
+            Action::StartRefresh { .. } | Action::CancelRefresh { .. } => true,
+            Action::Create(_)
+            | Action::Resize { .. }
+            | Action::Track { .. }
+            | Action::TrackNothing { .. }
+            | Action::SetDesired { .. }
+            | Action::PutDrainHook { .. }
+            | Action::Place { .. }
+            | Action::UseTemplate { .. }
+            | Action::Replace { .. }
+            | Action::Tag { .. }
+            | Action::DrainToZero { .. }
+            | Action::Delete { .. } => false,
+        }
     }
 
     /// The most nodes that it may lead to.
@@ -302,12 +321,13 @@ pub(super) fn plan_each(
 ) -> Plan {
     let mut sizes: BTreeMap<&GroupName, u64> =
         observed.iter().map(|(group, is)| (group, is.size(ledger.get(group)))).collect();
+    let mut total: u64 = sizes.values().sum();
     let mut plans = Plan::new();
     for (group, accepted) in ledger {
+        let own = sizes.get(group).copied().unwrap_or(0);
         let plan = match guardrails {
             Ok(guardrails) => {
-                let others = sizes.iter().filter(|(name, _)| **name != group);
-                let around = Around { link_live, others: others.map(|(_, size)| size).sum() };
+                let around = Around { link_live, others: total - own };
                 let (plan, told) = plan_group(accepted, observed.get(group), guardrails);
                 let mut plan = restrain(plan, accepted, observed.get(group), guardrails, around);
                 plan.held.extend(plan.rolling.as_ref().and_then(Rolling::held));
@@ -327,6 +347,7 @@ pub(super) fn plan_each(
         // What grows first leaves less for the next.
         for nodes in plan.actions.iter().filter_map(Action::nodes) {
             let size = sizes.entry(group).or_default();
+            total += u64::from(nodes).saturating_sub(*size);
             *size = (*size).max(u64::from(nodes));
         }
         plans.insert(group.clone(), plan);
@@ -473,9 +494,16 @@ fn compare(wanted: &Shape, observed: &ObservedGroup, guardrails: &Guardrails) ->
             zones: wanted.availability_zones.clone(),
         });
     }
-    if let Some(hook) = observed.hook.as_ref().filter(|hook| **hook != DrainHook::Ours) {
-        differences.push(format!("drain hook {} -> {hook}", DrainHook::Ours));
+    if let Some(drift) = observed.hooks.as_ref().and_then(Hooks::drain_drift) {
+        differences.push(drift);
         plan.actions.push(Action::PutDrainHook { asg_name: asg_name.clone() });
+    }
+    if let Some(drift) = observed.hooks.as_ref().and_then(Hooks::ready_drift) {
+        differences.push(drift);
+        // A roll-out puts it anyway.
+        if plan.rolling != Some(Rolling::Start) {
+            plan.actions.push(Action::PutReadyHook { asg_name: asg_name.clone() });
+        }
     }
     let tags: BTreeMap<String, String> = wanted
         .tags
@@ -524,7 +552,7 @@ fn restrain(
     let is_drift = !plan.drift.is_empty();
     if is_drift && guardrails.drift == DriftPolicy::Report {
         // The image is what the guardrails themselves say.
-        plan.actions.retain(Action::is_about_image);
+        plan.actions.retain(|action| action.is_about_image(plan.rolling.as_ref()));
         if plan.actions.is_empty() {
             return plan;
         }
@@ -549,6 +577,9 @@ fn restrain(
             Action::DrainToZero { .. } | Action::Delete { .. } => true,
             Action::SetDesired { .. } => accepted.order.is_tombstone(),
             Action::Create(_) | Action::Resize { .. } => false,
+            Action::PutReadyHook { .. } if !action.is_about_image(plan.rolling.as_ref()) => {
+                return true;
+            }
             Action::PutReadyHook { .. }
             | Action::StartRefresh { .. }
             | Action::CancelRefresh { .. } => {

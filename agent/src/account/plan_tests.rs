@@ -21,7 +21,7 @@ fn as_ordered(nodes: u32, generation: u64) -> ObservedGroup {
             templates: [Some(shape.launch_template.clone())].into(),
             ..Image::default()
         },
-        hook: Some(DrainHook::Ours),
+        hooks: Some(Hooks::OURS),
         zones: shape.availability_zones,
         launch_template: Some(shape.launch_template),
         tags,
@@ -122,22 +122,43 @@ fn what_was_ordered_is_brought_about_step_by_step() {
             "the drain hook removed by hand",
             Intent::Apply(spec(3)),
             1,
-            with(|o| o.hook = Some(DrainHook::Missing)),
+            with(|o| o.hooks = Some(Hooks { drain: Hook::Missing, ..Hooks::OURS })),
             "hook; drift drain hook 90 s, CONTINUE -> none",
         ),
         (
             "the drain hook altered by hand",
             Intent::Apply(spec(3)),
             1,
-            with(|o| o.hook = Some(DrainHook::Other("30 s, ABANDON".to_owned()))),
+            with(|o| {
+                o.hooks =
+                    Some(Hooks { drain: Hook::Other("30 s, ABANDON".to_owned()), ..Hooks::OURS })
+            }),
             "hook; drift drain hook 90 s, CONTINUE -> 30 s, ABANDON",
         ),
         (
             "whether there is a hook is not known",
             Intent::Apply(spec(3)),
             1,
-            with(|o| o.hook = None),
+            with(|o| o.hooks = None),
             "",
+        ),
+        (
+            "the ready hook removed by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| o.hooks = Some(Hooks { ready: Hook::Missing, ..Hooks::OURS })),
+            "ready hook; drift ready hook 900 s, ABANDON -> none",
+        ),
+        (
+            "both hooks altered by hand",
+            Intent::Apply(spec(3)),
+            1,
+            with(|o| {
+                let other = Hook::Other("60 s, CONTINUE".to_owned());
+                o.hooks = Some(Hooks { drain: other.clone(), ready: other });
+            }),
+            "hook; ready hook; drift drain hook 90 s, CONTINUE -> 60 s, CONTINUE; \
+             drift ready hook 900 s, ABANDON -> 60 s, CONTINUE",
         ),
         (
             "instances are placed elsewhere",

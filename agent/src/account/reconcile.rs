@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use outstation_protocol::session::Answer;
 use outstation_protocol::status::Held;
 use outstation_protocol::{Digest, GroupName};
-use rand::Rng as _;
 use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
 
 use super::aws::{Aws, CallError};
+use super::backoff::{Class, backoff};
 use super::config::Profile;
 use super::dry_run;
 use super::entry::entering;
@@ -27,6 +27,7 @@ use super::replacements::{self, Facts, FirstSeen, History, Replaced};
 use super::scale_only;
 use super::shared::{Shared, lock};
 use super::status::{Memory, assess};
+use super::turns::Turns;
 
 /// Looks are at least so far apart, however much happens: one account shares its API budget.
 pub const LOOK_MIN: Duration = Duration::from_millis(200);
@@ -34,8 +35,10 @@ pub const LOOK_MIN: Duration = Duration::from_millis(200);
 const LOOK_BUSY: Duration = Duration::from_secs(1);
 /// So many looks that show nothing new are no reason to slow down: instances take their time.
 const LOOKS_PATIENT: u32 = 10;
-const RETRY_MIN: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(120);
+/// Calls that change something, from one look to the next: what happens meanwhile must not wait for five hundred of them.
+const ACTIONS_A_LOOK_MAX: usize = 10;
+/// For instances that enter service, however many others there were.
+const ENTERING_A_LOOK_MIN: usize = 5;
 /// Of an action in the journal; the call behind it is there whole.
 const ACTION_CHARS_MAX: usize = 400;
 
@@ -43,6 +46,12 @@ const ACTION_CHARS_MAX: usize = 400;
 struct Backoff {
     attempts: u32,
     until: Instant,
+}
+
+/// Why an action was not done.
+struct Failure {
+    held: Held,
+    class: Class,
 }
 
 /// What a look came to.
@@ -61,6 +70,9 @@ pub struct Reconciler {
     eyes: Eyes,
     memories: BTreeMap<GroupName, Memory>,
     backoffs: BTreeMap<GroupName, Backoff>,
+    turns: Turns,
+    /// Of groups whose instances enter service.
+    entries: Turns,
     images: Images,
     first_seen: FirstSeen,
     /// Looks in a row that failed.
@@ -79,6 +91,8 @@ impl Reconciler {
             eyes: Eyes::default(),
             memories,
             backoffs,
+            turns: Turns::default(),
+            entries: Turns::default(),
             images: Images::default(),
             first_seen: FirstSeen::default(),
             failures: 0,
@@ -120,7 +134,7 @@ impl Reconciler {
                 self.shared.vitals.note_look(now, Some(error.to_string()));
                 self.shared.stand_blind(error.to_string());
                 self.tell_blind(&error);
-                backoff(self.failures, &mut self.jitter)
+                backoff(error.class(), self.failures, &mut self.jitter)
             }
         }
     }
@@ -149,10 +163,14 @@ impl Reconciler {
         let blind = guardrails.as_ref().err().map(|why| format!("no valid guardrails: {why}"));
         let known = self.shared.recall(&observed, blind);
         let plans = self.plan(&known, &observed);
-        for (group, plan) in &plans {
-            self.act(group, &known, plan, &mut observed).await;
+        // What this look has shown is not kept back until a long round of calls is over.
+        if plans.values().map(|plan| plan.actions.len()).sum::<usize>() > ENTERING_A_LOOK_MIN {
+            self.rest_idle(&plans);
+            self.tell(&known, &plans, &observed);
         }
-        self.let_in(&plans, &observed).await;
+        let acted = self.act_in_turn(&known, &plans, &mut observed).await;
+        let rest = ACTIONS_A_LOOK_MAX.saturating_sub(acted).max(ENTERING_A_LOOK_MIN);
+        self.let_in(&plans, &observed, rest).await;
         let seen = lock(&self.shared.observed).clone();
         Ok(self.tell(&known, &plans, &seen))
     }
@@ -190,90 +208,148 @@ impl Reconciler {
         plans
     }
 
+    /// One action of each group, then the next of each, until the look's share is used up. Returns how many there were.
+    async fn act_in_turn(&mut self, known: &Known, plans: &Plan, observed: &mut Observed) -> usize {
+        let now = self.shared.clock.now();
+        self.turns.forget_others(|group| plans.contains_key(group));
+        self.rest_idle(plans);
+        let mut acting: BTreeMap<&GroupName, &[Action]> = BTreeMap::new();
+        for (group, plan) in plans {
+            let may_act = self.backoffs.get(group).is_none_or(|backoff| now >= backoff.until);
+            if may_act && !plan.actions.is_empty() {
+                acting.insert(group, plan.actions.as_slice());
+            }
+        }
+        let mut acted = 0;
+        while !acting.is_empty() {
+            let waiting = acting.keys().map(|group| (*group, observed.contains_key(*group)));
+            for group in self.turns.order(waiting) {
+                if acted == ACTIONS_A_LOOK_MAX {
+                    self.shared.look.notify_one();
+                    return acted;
+                }
+                let Some((group, actions)) = acting.remove_entry(&group) else { continue };
+                let Some((action, rest)) = actions.split_first() else { continue };
+                acted += 1;
+                self.turns.had(group);
+                if !self.act(group, known, action, observed).await {
+                    continue;
+                }
+                if rest.is_empty() {
+                    self.rest(group, &plans[group], true);
+                    // What was just done shows at the next look.
+                    self.shared.look.notify_one();
+                } else {
+                    acting.insert(group, rest);
+                }
+            }
+        }
+        acted
+    }
+
+    fn rest_idle(&mut self, plans: &Plan) {
+        for (group, plan) in plans.iter().filter(|(_, plan)| plan.actions.is_empty()) {
+            self.rest(group, plan, false);
+        }
+    }
+
+    /// Nothing is left to do of what was planned for a group.
+    fn rest(&mut self, group: &GroupName, plan: &GroupPlan, repaired: bool) {
+        let memory = self.memories.entry(group.clone()).or_default();
+        memory.note_drift(&plan.drift, repaired, self.shared.clock.unix_secs());
+        memory.failure = None;
+        self.backoffs.remove(group);
+    }
+
+    /// False: nothing more of this group before the next look.
     async fn act(
         &mut self,
         group: &GroupName,
         known: &Known,
-        plan: &GroupPlan,
+        action: &Action,
         observed: &mut Observed,
-    ) {
-        let now = self.shared.clock.now();
+    ) -> bool {
+        self.aws.turn().await;
+        // The calls before took their time, and so did the turn: a pause, a lost link or another group may be in the way by
+        // now. Then the next look says so.
+        if !self.plan(known, observed)[group].actions.contains(action) {
+            self.aws.pacer.give_back();
+            self.shared.look.notify_one();
+            return false;
+        }
+        self.eyes.changing(action);
         let accepted = &known.accepted[group];
-        if plan.actions.is_empty() {
+        let done = perform(&self.shared, &self.aws, group, accepted, action).await;
+        if let Err(Failure { held, class }) = done {
             let memory = self.memories.entry(group.clone()).or_default();
-            memory.note_drift(&plan.drift, false, self.shared.clock.unix_secs());
-            memory.failure = None;
-            self.backoffs.remove(group);
-            return;
+            let attempts = self.backoffs.get(group).map_or(0, |b| b.attempts) + 1;
+            tracing::warn!(%group, generation = %accepted.order.generation,
+                digest = accepted.digest.short(), attempts, error = %held.message, "an action failed; it is tried again");
+            memory.failure = Some(held);
+            let until = self.shared.clock.now() + backoff(class, attempts, &mut self.jitter);
+            self.backoffs.insert(group.clone(), Backoff { attempts, until });
+            return false;
         }
-        if self.backoffs.get(group).is_some_and(|backoff| now < backoff.until) {
-            return;
-        }
-        for action in &plan.actions {
-            // The calls before took their time: a pause, a lost link or another group may be in the
-            // way by now. Then the next look says so.
-            if !self.plan(known, observed)[group].actions.contains(action) {
-                self.shared.look.notify_one();
-                return;
+        match action {
+            Action::Create(shape) => {
+                self.eyes.created(&shape.asg_name, self.shared.clock.now());
+                observed.insert(group.clone(), ObservedGroup::created(shape));
             }
-            self.eyes.changing(action);
-            let done = perform(&self.shared, &self.aws, group, accepted, action).await;
-            let memory = self.memories.entry(group.clone()).or_default();
-            if let Err(failure) = done {
-                let attempts = self.backoffs.get(group).map_or(0, |b| b.attempts) + 1;
-                tracing::warn!(%group, generation = %accepted.order.generation,
-                    digest = accepted.digest.short(), attempts, error = %failure.message, "an action failed; it is tried again");
-                memory.failure = Some(failure);
-                let until = self.shared.clock.now() + backoff(attempts, &mut self.jitter);
-                self.backoffs.insert(group.clone(), Backoff { attempts, until });
-                return;
+            Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
+                self.images.forget(group);
+                if let Some(group) = observed.get_mut(group) {
+                    group.done(action);
+                }
             }
-            match action {
-                Action::Create(shape) => {
-                    self.eyes.created(&shape.asg_name, self.shared.clock.now());
-                    observed.insert(group.clone(), ObservedGroup::created(shape));
-                }
-                Action::StartRefresh { .. } | Action::CancelRefresh { .. } => {
-                    self.images.forget(group);
-                    if let Some(group) = observed.get_mut(group) {
-                        group.done(action);
-                    }
-                }
-                Action::Resize { .. }
-                | Action::Track { .. }
-                | Action::TrackNothing { .. }
-                | Action::Replace { .. }
-                | Action::SetDesired { .. }
-                | Action::PutDrainHook { .. }
-                | Action::PutReadyHook { .. }
-                | Action::Place { .. }
-                | Action::UseTemplate { .. }
-                | Action::Tag { .. }
-                | Action::DrainToZero { .. }
-                | Action::Delete { .. } => {
-                    if let Some(group) = observed.get_mut(group) {
-                        group.done(action);
-                    }
+            Action::Resize { .. }
+            | Action::Track { .. }
+            | Action::TrackNothing { .. }
+            | Action::Replace { .. }
+            | Action::SetDesired { .. }
+            | Action::PutDrainHook { .. }
+            | Action::PutReadyHook { .. }
+            | Action::Place { .. }
+            | Action::UseTemplate { .. }
+            | Action::Tag { .. }
+            | Action::DrainToZero { .. }
+            | Action::Delete { .. } => {
+                if let Some(group) = observed.get_mut(group) {
+                    group.done(action);
                 }
             }
         }
-        let memory = self.memories.entry(group.clone()).or_default();
-        memory.note_drift(&plan.drift, true, self.shared.clock.unix_secs());
-        memory.failure = None;
-        self.backoffs.remove(group);
-        // What was just done shows at the next look.
-        self.shared.look.notify_one();
+        true
     }
 
-    /// Launched instances whose node is far enough, or that nothing keeps waiting, enter service.
-    async fn let_in(&self, plans: &Plan, observed: &Observed) {
+    /// Launched instances whose node is far enough, or that nothing keeps waiting, enter service: one of each group, then
+    /// the next, the longest unserved group first.
+    async fn let_in(&mut self, plans: &Plan, observed: &Observed, most: usize) {
+        let mut entering_of = BTreeMap::new();
         for (group, observed) in observed {
             let rolling = plans.get(group).and_then(|plan| plan.rolling.as_ref());
             let entering = entering(observed, rolling, &self.shared.registry());
-            let Some(asg_name) = self.shared.asg_name(group) else { continue };
-            for instance in entering {
+            if !entering.is_empty() {
+                entering_of.insert(group, entering.into_iter());
+            }
+        }
+        self.entries.forget_others(|group| observed.contains_key(group));
+        let mut calls = 0;
+        while !entering_of.is_empty() {
+            for group in self.entries.order(entering_of.keys().map(|group| (*group, true))) {
+                let next = entering_of.get_mut(&group).and_then(Iterator::next);
+                let (Some(instance), Some(asg_name)) = (next, self.shared.asg_name(&group)) else {
+                    entering_of.remove(&group);
+                    continue;
+                };
+                if calls == most {
+                    self.shared.look.notify_one();
+                    return;
+                }
+                calls += 1;
+                self.entries.had(&group);
                 if let Err(error) = self.aws.complete_launch(&asg_name, &instance).await {
                     tracing::warn!(%group, %instance, %error, "its launch is not completed; the next look tries again");
+                    entering_of.remove(&group);
                 }
             }
         }
@@ -350,13 +426,16 @@ async fn perform(
     group: &GroupName,
     accepted: &Accepted,
     action: &Action,
-) -> Result<(), Held> {
+) -> Result<(), Failure> {
     let newest = lock(&shared.ledger).is_newest(group, accepted.digest);
-    let held = |message: String| Held {
-        generation: Some(accepted.order.generation),
-        rule: "account_store".to_owned(),
-        message,
-        hint: "look at state/orders/ of the account store".to_owned(),
+    let held = |message: String| Failure {
+        held: Held {
+            generation: Some(accepted.order.generation),
+            rule: "account_store".to_owned(),
+            message,
+            hint: "look at state/orders/ of the account store".to_owned(),
+        },
+        class: Class::Transient,
     };
     match newest {
         Ok(true) => {}
@@ -379,7 +458,9 @@ async fn perform(
         digest: accepted.digest,
         action: dry_run::words(action).chars().take(ACTION_CHARS_MAX).collect(),
     });
-    aws.apply(action).await.map_err(CallError::into_held)
+    aws.apply(action)
+        .await
+        .map_err(|error| Failure { class: error.class(), held: error.into_held() })
 }
 
 fn replacements_folder(shared: &Shared) -> PathBuf {
@@ -410,11 +491,6 @@ fn publish(shared: &Shared, answers: BTreeMap<GroupName, Vec<Answer>>) -> bool {
 /// What is held may be held for days: it is looked at less and less often, until something happens.
 fn waiting(unchanged: u32) -> Duration {
     LOOK_BUSY.saturating_mul(1 << unchanged.saturating_sub(LOOKS_PATIENT).min(10))
-}
-
-fn backoff(attempts: u32, jitter: &mut StdRng) -> Duration {
-    let doubled = RETRY_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(10));
-    doubled.min(RETRY_MAX).mul_f64(0.5 + jitter.random::<f64>() / 2.0)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ impl Aws {
         let mut policies = Policies::new();
         let mut token = None;
         for _ in 0..PAGES_MAX {
+            self.turn().await;
             let page = self
                 .autoscaling
                 .describe_policies()

@@ -100,7 +100,7 @@ pub const CALLS: &[Call] = &[
         "autoscaling:DescribeLifecycleHooks",
         &[Grant::Look],
         Manage,
-        "sees whether the drain hook is as it must be",
+        "sees whether the hooks on which drains and roll-outs rest are as they must be",
     ),
     call(
         "autoscaling:DescribeInstanceRefreshes",

@@ -8,6 +8,7 @@ use http::{Request, Response};
 use time::OffsetDateTime;
 
 use super::query::Params;
+use super::throttle::Throttle;
 use super::{Service, Sim, failure};
 use crate::model::{AwsError, Code, Model};
 
@@ -34,12 +35,14 @@ pub const SNAPSHOTS_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Faulty {
     pub sim: Sim,
+    /// None unless told: calls come as fast as they like.
+    pub throttle: Option<Throttle>,
     past: VecDeque<(OffsetDateTime, Model)>,
 }
 
 impl Faulty {
     pub fn new(sim: Sim) -> Self {
-        Faulty { sim, past: VecDeque::new() }
+        Faulty { sim, throttle: None, past: VecDeque::new() }
     }
 
     /// Remembers how the account looks now, for [`Fault::Stale`].
@@ -64,6 +67,10 @@ impl Faulty {
             let request_id = sim.model.request_id();
             Some(failure(Service::AutoScaling, &AwsError::new(code, message), &request_id))
         };
+        let is_lost = fault == Some(Fault::RequestLost);
+        let is_admitted =
+            is_lost || self.throttle.as_mut().is_none_or(|throttle| throttle.admits(now));
+        let fault = if is_admitted { fault } else { Some(Fault::Throttled) };
         match fault {
             Some(Fault::Throttled) => refused(&mut self.sim, Code::Throttling, "Rate exceeded"),
             Some(Fault::Contended) => {

@@ -14,6 +14,7 @@ pub mod query;
 mod render;
 pub mod sigv4;
 mod sts;
+pub mod throttle;
 pub mod xml;
 
 use crate::model::{AwsError, Code, Effect, Model, ModelConfig};

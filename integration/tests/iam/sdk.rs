@@ -18,7 +18,9 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use outstation_agent::account::aws::Aws;
+use outstation_agent::account::pacing::Pacer;
 use outstation_agent::account::plan::Action;
+use outstation_agent::clock::Clock;
 use outstation_agent::iam::policy::Policy;
 use outstation_aws_sim::policy::Policies;
 use outstation_aws_sim::wire::Sim;
@@ -263,7 +265,7 @@ async fn scale_only_changes_a_number_and_nothing_else() {
 #[tokio::test]
 async fn a_role_that_lacks_an_action_is_told_as_such() {
     let sim = Plugged::new(&scale_only());
-    let aws = Aws::with(&sim.config(), None);
+    let aws = Aws::with(&sim.config(), None, Pacer::new(100, Clock::System));
     let delete = Action::Delete { asg_name: "outstation-mine".to_owned() };
     let held = aws.apply(&delete).await.expect_err("scale-only deletes nothing").into_held();
     assert!(

@@ -13,10 +13,11 @@ use aws_sdk_autoscaling::config::{
     BehaviorVersion, Credentials, Region, SharedCredentialsProvider,
 };
 use outstation_agent::account::aws::{Aws, CallError};
-use outstation_agent::account::config::Config;
+use outstation_agent::account::config::{AwsConfig, Config};
 use outstation_agent::account::desk::Desk;
 use outstation_agent::account::floor::Standing;
 use outstation_agent::account::ledger::{Ledger, LedgerError};
+use outstation_agent::account::pacing::Pacer;
 use outstation_agent::account::reconcile::{LOOK_MIN, Reconciler};
 use outstation_agent::account::redial::Redial;
 use outstation_agent::account::shared::Shared;
@@ -93,7 +94,7 @@ impl Agent {
         let shared = Arc::new(Shared::new(config, ledger, Clock::Manual(clock.clone())));
         let _ = shared.refresh_guardrails();
         let (timers, wire) = (Timers::at(now_millis), Wire::default());
-        let aws = connect(&clock, &timers, &wire);
+        let aws = connect(&shared.config.aws, &clock, &timers, &wire);
         let answers = shared.answers.subscribe();
         let standing = shared.standing.subscribe();
         let ledger_changed = shared.ledger_changed.subscribe();
@@ -218,7 +219,7 @@ pub fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Option<F::Output> {
     }
 }
 
-fn connect(clock: &Arc<ManualClock>, timers: &Timers, wire: &Wire) -> Aws {
+fn connect(aws: &AwsConfig, clock: &Arc<ManualClock>, timers: &Timers, wire: &Wire) -> Aws {
     let credentials =
         Credentials::new(AGENT_KEY, AGENT_SECRET, Some("sim".to_owned()), None, "simulation");
     let config = aws_config::SdkConfig::builder()
@@ -231,11 +232,14 @@ fn connect(clock: &Arc<ManualClock>, timers: &Timers, wire: &Wire) -> Aws {
         .time_source(TimeOfDay(clock.clone()))
         .timeout_config(Aws::timeouts())
         .build();
-    Aws::with(&config, None)
+    let pacer = Pacer::new(aws.requests_per_second(), Clock::Manual(clock.clone()));
+    Aws::with(&config, None, pacer)
 }
 
 fn config(store: &Path, disk: &Path, setup: Setup) -> Config {
-    let Setup { reconcile_secs, scale_only, .. } = setup;
+    let Setup { reconcile_secs, scale_only, requests_per_second, .. } = setup;
+    let rate =
+        requests_per_second.map_or(String::new(), |rate| format!("requests_per_second = {rate}"));
     let profile = if scale_only { "scale-only" } else { "manage" };
     let quoted = |path: &Path| toml::Value::String(path.display().to_string());
     toml::from_str(&format!(
@@ -246,6 +250,8 @@ region = "{REGION}"
 store = {store}
 state = {disk}
 reconcile_secs = {reconcile_secs}
+[aws]
+{rate}
 [broker]
 address = "127.0.0.1:1"
 server_name = "broker"

@@ -39,6 +39,8 @@ impl World {
         let response = self.cloud.handle(request, now, fault);
         let form = Params::parse(&String::from_utf8_lossy(request.body()));
         let action = form.get("Action").unwrap_or_default();
+        let of = form.get("AutoScalingGroupName").unwrap_or_default();
+        self.calls.push((self.now_millis, action.to_owned(), of.to_owned()));
         if action == "StartInstanceRefresh"
             && response.as_ref().is_none_or(|response| response.status().is_success())
         {

@@ -11,8 +11,13 @@ const HOUR_MILLIS: u64 = 3600 * 1000;
 const NODES: u32 = 2;
 
 /// Looks, heartbeats and ticks of a quiet account, far apart: the month has 720 hours.
-const SETUP: Setup =
-    Setup { reconcile_secs: 600, beat_millis: 60_000, tick_millis: 10_000, scale_only: false };
+const SETUP: Setup = Setup {
+    reconcile_secs: 600,
+    beat_millis: 60_000,
+    tick_millis: 10_000,
+    scale_only: false,
+    requests_per_second: None,
+};
 
 #[test]
 fn a_month_without_a_broker_and_its_return_with_an_older_database() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use outstation_agent::account::aws::DRAIN_HOOK;
+use outstation_agent::account::entry::READY_HOOK;
 use outstation_agent::account::scaling::TARGET_POLICY;
 use outstation_aws_sim::model::HookName;
 use outstation_aws_sim::model::policies::{Metric, PolicyRef, Reading};
@@ -230,6 +231,10 @@ impl World {
         let model = &mut self.cloud.sim.model;
         // A hook is looked at once in half an hour, which is a long run.
         let (what, done) = match self.random.random_range(0..20) {
+            2 => {
+                let ready = HookName::try_from(READY_HOOK.to_owned()).expect("valid");
+                ("the ready hook is deleted", model.delete_hook(&name, &ready))
+            }
             0 => ("the drain hook is deleted", model.delete_hook(&name, &hook)),
             1 => {
                 let call = PutHook {

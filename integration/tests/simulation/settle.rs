@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use outstation_agent::account::aws::DRAIN_HOOK;
+use outstation_agent::account::entry::READY_HOOK;
 use outstation_agent::account::scaling::TARGET_POLICY;
 use outstation_aws_sim::model::HookName;
 use outstation_aws_sim::model::group::Group;
@@ -105,6 +106,7 @@ impl World {
         }
         let mut missing = Vec::new();
         let drain_hook = HookName::try_from(DRAIN_HOOK.to_owned()).expect("valid");
+        let ready_hook = HookName::try_from(READY_HOOK.to_owned()).expect("valid");
         for record in self.records() {
             let name = &record.group;
             let mut lacks = |what: String| missing.push(format!("{name}: {what}"));
@@ -146,6 +148,12 @@ impl World {
                     let hook = asg.hooks.get(&drain_hook);
                     if hook.is_none_or(|hook| hook.heartbeat.as_secs() != 90) {
                         lacks(format!("the drain hook is {hook:?}"));
+                    }
+                    let hook = asg.hooks.get(&ready_hook);
+                    if !self.setup.scale_only
+                        && hook.is_none_or(|hook| hook.heartbeat.as_secs() != 900)
+                    {
+                        lacks(format!("the ready hook is {hook:?}"));
                     }
                     if ours != spec.scaling.target().is_some() {
                         lacks(format!("a scaling policy of ours: {ours}"));

@@ -54,11 +54,19 @@ pub struct Setup {
     pub tick_millis: u64,
     /// The AutoScaling groups are the customer's.
     pub scale_only: bool,
+    /// Of the agent; `None`: what it does unless told.
+    pub requests_per_second: Option<u32>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { reconcile_secs: 30, beat_millis: 5000, tick_millis: 1000, scale_only: false }
+        Setup {
+            reconcile_secs: 30,
+            beat_millis: 5000,
+            tick_millis: 1000,
+            scale_only: false,
+            requests_per_second: None,
+        }
     }
 }
 
@@ -156,6 +164,8 @@ pub struct World {
     pub conns: BTreeMap<Pid, u64>,
     pub link_cut_until_millis: u64,
     pub aws_out_until_millis: u64,
+    /// What reached AWS, when, and of which AutoScaling group.
+    pub calls: Vec<(u64, String, String)>,
     pub oracle: Oracle,
     pub people: People,
     pub rules: Rules,
@@ -201,6 +211,7 @@ impl World {
             conns: BTreeMap::new(),
             link_cut_until_millis: 0,
             aws_out_until_millis: 0,
+            calls: Vec::new(),
             oracle: Oracle::of(setup.scale_only),
             people: People::new(),
             rules,

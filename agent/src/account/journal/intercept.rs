@@ -114,7 +114,7 @@ fn request_id(response: &HttpResponse) -> Option<String> {
 }
 
 /// `<Code>…</Code>` of an error in AWS's Query protocol.
-fn error_code(response: &HttpResponse) -> Option<String> {
+pub(in crate::account) fn error_code(response: &HttpResponse) -> Option<String> {
     if response.status().is_success() {
         return None;
     }
