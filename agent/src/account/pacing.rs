@@ -37,16 +37,18 @@ impl Pacer {
         self
     }
 
-    /// Before each call.
+    /// Before each call. Whoever gives up waiting makes room for the next.
     pub async fn turn(&self) {
         let wait = lock(&self.pace).take(self.clock.now());
         if wait.is_zero() {
             return;
         }
+        let waiting = Waiting(self);
         match &self.sleep {
             Some(sleep) => sleep.sleep(wait).await,
             None => tokio::time::sleep(wait).await,
         }
+        std::mem::forget(waiting);
     }
 
     /// The call is not made after all.
@@ -63,6 +65,15 @@ impl Pacer {
         let mut pace = lock(&self.pace);
         pace.slow_down(self.clock.now());
         tracing::warn!(calls_per_second = pace.rate(), "AWS says that calls come too fast: slower");
+    }
+}
+
+/// A turn that has not come yet.
+struct Waiting<'a>(&'a Pacer);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 
@@ -103,5 +114,26 @@ impl Intercept for Pacer {
             self.slow_down();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Nodes that all join at once, time out and come again must not make everybody else wait for turns that nobody takes.
+    #[tokio::test]
+    async fn who_gives_up_waiting_leaves_no_debt() {
+        let pacer = Pacer::new(5, Clock::System);
+        for _ in 0..10 {
+            pacer.turn().await;
+        }
+        for _ in 0..1000 {
+            let _ = tokio::time::timeout(Duration::ZERO, pacer.turn()).await;
+        }
+        let wait = lock(&pacer.pace).take(pacer.clock.now());
+        assert!(wait <= Duration::from_millis(200), "{wait:?}");
     }
 }
