@@ -1,5 +1,5 @@
-//! What the group would only refuse is not sent: a refusal costs a server a third of what an answer does, so one that
-//! must refuse every second call loses a fifth of its answers. Adaptive throttling
+//! What the group would only refuse is not sent: a refusal costs a server time that an answer could have had, and the caller
+//! a round trip. Adaptive throttling
 //! (<https://sre.google/sre-book/handling-overload/>), for each target on its own. Pure: `now` is an argument,
 //! randomness is seeded.
 

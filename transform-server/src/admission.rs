@@ -35,6 +35,9 @@ const FRAME_BYTES_MAX: usize = 64 << 10;
 /// Answers that a worker holds back (it may, for 50 µs) are fetched after this, as the call behind them
 /// may be a long one.
 const FETCH_AFTER: Duration = Duration::from_millis(2);
+/// What waits is looked through for callers that have gone so often at most, though the queue is full: that is a thousand
+/// looks.
+const SWEEP_EVERY: Duration = Duration::from_millis(50);
 /// A request that so many workers took with them, none of which said that it had begun it, is given up.
 const TRIES_MAX: u8 = 3;
 
@@ -77,7 +80,7 @@ pub enum Refusal {
     TooManyOfTarget { waiting_max: usize },
     #[error("calls of {waiting_bytes_max} bytes are waiting already")]
     TooManyBytesWaiting { waiting_bytes_max: usize },
-    #[error("what waits before it needs about {} ms, longer than it may wait", .wait.as_millis())]
+    #[error("what waits before it needs about {} ms, more than half of its time", .wait.as_millis())]
     WouldExpire { wait: Duration },
     #[error("the deadline passed before a worker was free")]
     Expired,
@@ -140,6 +143,7 @@ pub struct Offer<C> {
 struct Entry<C> {
     flow: Flow,
     bytes: usize,
+    since: Instant,
     deadline: Instant,
     /// What it was expected to take when it began to wait, in nanoseconds.
     cost: u64,
@@ -227,6 +231,7 @@ pub struct Admission<C> {
     waiting_cost: u64,
     targets: HashMap<TargetId, Target>,
     deadlines: BTreeSet<(Instant, RequestId)>,
+    swept: Option<Instant>,
     actions: VecDeque<Action<C>>,
 }
 
@@ -245,6 +250,7 @@ impl<C> Admission<C> {
             waiting_cost: 0,
             targets: HashMap::new(),
             deadlines: BTreeSet::new(),
+            swept: None,
             actions: VecDeque::new(),
         }
     }
@@ -262,7 +268,8 @@ impl<C> Admission<C> {
                 let flow = Flow { target, caller };
                 let cost = self.targets.entry(target).or_default().cost(bytes);
                 let place = Place::Waiting;
-                let entry = Entry { flow, bytes, deadline, cost, tries: 0, place, call };
+                let since = now;
+                let entry = Entry { flow, bytes, since, deadline, cost, tries: 0, place, call };
                 self.waiting_bytes += bytes;
                 self.waiting_cost += cost;
                 self.entries.insert(request, entry);
@@ -296,8 +303,10 @@ impl<C> Admission<C> {
             let waiting_bytes_max = self.config.waiting_bytes_max;
             return Err(Refusal::TooManyBytesWaiting { waiting_bytes_max });
         }
+        // Twice: it is an average, and who is served at the edge of its deadline is late as often as not. Were that let in,
+        // under overload all would wait until then, and workers be ended for it.
         let wait = self.expected_wait(offer.target);
-        if now + wait > offer.deadline {
+        if now + 2 * wait > offer.deadline {
             return Err(Refusal::WouldExpire { wait });
         }
         if self.queue.len() >= self.config.waiting_max {
@@ -342,8 +351,14 @@ impl<C> Admission<C> {
         }
     }
 
-    pub fn is_full(&self) -> bool {
-        self.queue.len() >= self.config.waiting_max
+    /// The queue is full, and nobody has looked lately whether all callers are still there: `drop_waiting`.
+    pub fn must_sweep(&mut self, now: Instant) -> bool {
+        let is_due = self.swept.is_none_or(|swept| now >= swept + SWEEP_EVERY);
+        let must = is_due && self.queue.len() >= self.config.waiting_max;
+        if must {
+            self.swept = Some(now);
+        }
+        must
     }
 
     /// A worker has loaded the bundle.
@@ -390,6 +405,12 @@ impl<C> Admission<C> {
             let target = self.targets.entry(flow.target).or_default();
             // By what is known now, which may be more than when it came.
             let its_cost = target.cost(its_bytes);
+            let left = entry.deadline - now;
+            if left < Duration::from_nanos(its_cost) && left < now - entry.since {
+                // It has waited too long to end in time. One that came with so little is begun: it may be a quick one.
+                self.refuse(request, Refusal::Expired);
+                continue;
+            }
             let full = cost + its_cost > FRAME_TIME.as_nanos() as u64
                 || bytes + its_bytes > FRAME_BYTES_MAX;
             if full && !taken.is_empty() {

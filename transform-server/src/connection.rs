@@ -15,8 +15,7 @@ use crate::admission::CallerId;
 use crate::service::Front;
 
 /// A caller that wants more on one connection waits at its own end: overload is held back there, where it costs this
-/// server nothing, while a refusal costs a third of an answer. Eight such callers fill the queue; `transform-client`
-/// counts on it (`in_flight_max`).
+/// server nothing. Eight such callers fill the queue; `transform-client` counts on it (`in_flight_max`).
 const STREAMS_MAX: u32 = 128;
 /// Enough for a request at the default frame size to arrive without waiting for a window update.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;

@@ -149,7 +149,8 @@ impl Pool {
     pub fn call(&self, arrival: Arrival) {
         let Arrival { target, caller, head, payload, deadline, arrived, reply } = arrival;
         let mut state = self.lock();
-        if state.admission.is_full() {
+        let now = clock::now();
+        if state.admission.must_sweep(now) {
             state.admission.drop_waiting(|call| call.reply.is_gone());
         }
         let request = RequestId(state.next_request);
@@ -157,7 +158,7 @@ impl Pool {
         let (bytes, id) = (payload.len(), target.known.id);
         let call = Call { target, head, payload, arrived, reply };
         let offer = Offer { request, target: id, caller, bytes, deadline, call };
-        state.admission.offer(offer, clock::now());
+        state.admission.offer(offer, now);
         self.apply(state, Vec::new());
     }
 

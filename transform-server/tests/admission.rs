@@ -224,8 +224,14 @@ fn what_is_refused() {
         ),
         (
             "what would expire in the queue is told so at once",
-            "ready 1; call 1; take 1; done 1 1 100000; take 1; call 2; take 1; call 3; call 4 d=150; call 5 d=50",
-            "wake 1, [1], answer 1, [], wake 1, [2], no 5: what waits before it needs about 199 ms, longer than it may wait",
+            "ready 1; call 1; take 1; done 1 1 100000; take 1; call 2; take 1; call 3; call 4 d=250; call 5 d=350",
+            "wake 1, [1], answer 1, [], wake 1, [2], no 5: what waits before it needs about 199 ms, more than half of its time",
+        ),
+        (
+            "not begun when it has waited too long to end in time; begun when it came with so little",
+            "ready 1; call 1; take 1; done 1 1 100000; call 2; take 1; call 3 d=260; at 200; done 1 2 100000; take 1; \
+             call 4 d=250; take 1",
+            "wake 1, [1], answer 1, [2], answer 2, [], no 3: the deadline passed before a worker was free, wake 1, [4]",
         ),
         (
             "late from the start",
@@ -329,6 +335,29 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0usize..8).prop_map(|nth| Event::Retire { nth }),
         1 => Just(Event::Close),
     ]
+}
+
+#[test]
+fn a_full_queue_is_looked_through_now_and_then() {
+    let start = Instant::now();
+    let at = |millis: u64| start + Duration::from_millis(millis);
+    let mut admission = Admission::new(CONFIG, "starting");
+    admission.open();
+    admission.handle_worker_ready(WorkerId(1));
+    let offer = |number: u64| Offer {
+        request: RequestId(number),
+        target: TargetId(1),
+        caller: CallerId(1),
+        bytes: 1,
+        deadline: at(60_000),
+        call: number,
+    };
+    for number in 0..CONFIG.waiting_max as u64 {
+        assert!(!admission.must_sweep(at(0)), "it has room");
+        admission.offer(offer(number), at(0));
+    }
+    let swept: Vec<u64> = (0..200).filter(|millis| admission.must_sweep(at(*millis))).collect();
+    assert_eq!(swept, [0, 50, 100, 150]);
 }
 
 proptest! {

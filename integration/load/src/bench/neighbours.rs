@@ -27,17 +27,22 @@ pub fn noisy(bench: &Bench, report: &mut Report) -> Result<()> {
     let quiet = Prepared::call("quiet", 1, deadline)?;
     let noisy = Prepared::call("noisy", 1, deadline)?;
     let (mut alone, mut beside, mut lost) = (Figures::default(), Figures::default(), 0);
+    let (mut alone_p50, mut beside_p50) = (Figures::default(), Figures::default());
     for seed in 0..bench.pick(4, 10) {
         let tally = run_one(&ours.aim_over(1), &quiet, open(QUIET_RATE, seed), WARM, secs)?;
         alone.push(tally.millis(0.99));
+        alone_p50.push(tally.millis(0.5));
         let streams = [
             Stream { aim: ours.aim_over(1), request: quiet.clone(), load: open(QUIET_RATE, seed) },
             Stream { aim: ours.aim_over(8), request: noisy.clone(), load: open(FLOOD_RATE, seed) },
         ];
         let tallies = run(&streams, WARM, secs)?;
         beside.push(tallies[0].millis(0.99));
+        beside_p50.push(tallies[0].millis(0.5));
         lost += tallies[0].bad();
     }
+    report.figure("quiet function alone, p50", "ms", alone_p50);
+    report.figure("quiet function beside the flood, p50", "ms", beside_p50);
     report.figure("quiet function alone, p99", "ms", alone.clone());
     report.figure("quiet function beside the flood, p99", "ms", beside.clone());
     report.line("beside / alone, p99", "×", beside.over(&alone), Aim::AtMost(1.5));
