@@ -12,7 +12,7 @@ use outstation_agent::account::journal::{self, command::JournalCommand};
 use outstation_agent::account::{self, config::Config, dry_run, show};
 use outstation_agent::hint::Hinted;
 use outstation_agent::iam::{self, IamPolicyArgs};
-use outstation_agent::node::{self, NodeArgs};
+use outstation_agent::node::{self, NodeArgs, fetch, fetch::FetchArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -49,6 +49,8 @@ enum Role {
     /// What the account agent would do now, by its ledger, the guardrails and the account as they are;
     /// nothing is done. Exit code 2: it would do something.
     Plan(dry_run::PlanArgs),
+    /// Bring an environment to this machine before it is an instance, when its image is made.
+    FetchEnvironment(FetchArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -101,6 +103,10 @@ fn run(role: Role) -> Result<ExitCode> {
                 () = shutdown.cancelled() => bail!("interrupted; nothing was done"),
                 ended = dry_run::run(args) => ended,
             },
+            Role::FetchEnvironment(args) => {
+                fetch::run(args)?;
+                Ok(ExitCode::SUCCESS)
+            }
             Role::Node(args) => {
                 node::run(args, shutdown).await?;
                 Ok(ExitCode::SUCCESS)

@@ -48,6 +48,8 @@ pub enum Verb {
     Agent(AgentVerbs),
     /// Register the accounts whose agents enroll with an IAM role
     Dataplane(DataPlaneVerbs),
+    /// Build, show and remove environments in the account store
+    Environment(EnvironmentVerbs),
     /// Show what happened, one line an event, oldest first
     Events(Events),
     /// Evaluate a feature view or service for some rows
@@ -163,6 +165,49 @@ pub struct DataPlaneAdd {
 #[derive(Debug, ClapArgs)]
 pub struct DataPlaneRemove {
     pub name: DataPlaneName,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EnvironmentVerbs {
+    #[command(subcommand)]
+    pub verb: EnvironmentVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum EnvironmentVerb {
+    /// Build what the groups of some declarations use, and write it to the account store; `apply` does so too
+    Create(EnvironmentCreate),
+    /// List the environments of the account store, and which groups use them
+    List(Get),
+    /// Show one: its packages with their licences, its size, and which groups use it
+    Describe(EnvironmentDescribe),
+    /// Remove one that no group uses
+    Delete(EnvironmentDelete),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EnvironmentCreate {
+    /// The declarations' folder
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    /// A requirements.txt or pyproject.toml instead of declarations
+    #[arg(long, value_name = "FILE")]
+    pub requirements: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EnvironmentDescribe {
+    /// sha256:…, or enough of its digits
+    pub digest: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct EnvironmentDelete {
+    /// sha256:…, or enough of its digits
+    pub digest: String,
 }
 
 #[derive(Debug, ClapArgs)]

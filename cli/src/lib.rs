@@ -13,6 +13,7 @@ pub mod context;
 mod dataplane;
 pub mod declarations;
 pub mod dev;
+mod environments;
 pub mod events;
 pub mod follow;
 pub mod key;

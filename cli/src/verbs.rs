@@ -21,6 +21,7 @@ use crate::clock;
 use crate::context::{Context, Search};
 use crate::dataplane;
 use crate::dev;
+use crate::environments;
 use crate::events;
 use crate::follow::{Fate, Followed};
 use crate::key::{self, Key};
@@ -134,6 +135,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Dataplane(verbs) => dataplane::run(&search.load()?, verbs.verb).await,
+        Verb::Environment(verbs) => environments::run(&search.load()?, verbs.verb).await,
         Verb::Events(verb) => events::run(&search.load()?, &verb).await,
         Verb::Call(verb) => call::run(&search.load()?, &verb).await,
         Verb::Order(OrderVerbs { verb: OrderVerb::Sign(verb) }) => {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use outstation_cli::artifacts::{Repo, environment};
 use outstation_cli::declarations;
 use outstation_cli::message::two_lines;
+use outstation_protocol::Digest;
+use outstation_protocol::environment::Manifest;
 
 fn python() -> Option<PathBuf> {
     let python = std::env::var_os("OUTSTATION_TEST_PYTHON").map(PathBuf::from);
@@ -40,21 +42,29 @@ async fn an_environment_is_built_once_and_can_run_the_worker_package() {
     assert!(lock.pins.is_empty(), "{lock:?}");
 
     repo.write(store.path()).await.expect("written");
-    let target = environment::path(store.path(), lock);
-    assert!(environment::is_complete(store.path(), lock));
-    assert_eq!(fs::read_to_string(target.join("lock.txt")).expect("a lock"), lock.text);
     assert!(repo.bundle.path(store.path()).is_file());
-    let imported = std::process::Command::new(target.join("bin/python"))
-        .args(["-c", "import outstation.worker; from importlib.metadata import version; print(version('outstation'))"])
-        .output()
-        .expect("starts");
-    assert!(imported.status.success(), "{imported:?}");
-    assert_eq!(String::from_utf8_lossy(&imported.stdout).trim(), repo.runtime.outstation);
+    let environment = repo.environments.values().next().expect("one");
+    let path = environment.path(store.path());
+    let bytes = fs::read(&path).expect("a manifest");
+    assert_eq!(Digest::of(&bytes), environment.digest);
+    let manifest = Manifest::from_bytes(&bytes).expect("honest");
+    assert_eq!((&manifest.lock, &manifest.outstation), (&lock.text, &repo.runtime.outstation));
+    let names: Vec<&str> = manifest.files.iter().map(|file| file.path.as_str()).collect();
+    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+    assert!(has("site-packages/outstation/worker.py") && has(".pyc"), "{names:?}");
+    assert!(!has("pyvenv.cfg") && !has("bin/python"), "{names:?}");
+    let pack = fs::metadata(path.with_extension("pack")).expect("a pack");
+    assert_eq!(pack.len(), manifest.bytes());
+    let bill = fs::read_to_string(path.with_extension("cdx.json")).expect("a bill of materials");
+    assert!(bill.contains("CycloneDX") && bill.contains("pkg:pypi/outstation@"), "{bill}");
+    assert!(!environment.write(store.path()).expect("kept"), "it is there already");
 
     let again = Repo::load(&python, dir.path()).await.expect("loads");
     assert_eq!(again.declared().expect("valid"), declared);
-    let built = environment::build(store.path(), lock, &repo.runtime, &python).await;
-    assert!(!built.expect("complete"), "it is there already");
+    // Built anew, somewhere else: the same bytes.
+    let elsewhere = tempfile::tempdir().expect("a cache");
+    let built = environment::build(lock, &repo.runtime, &python, elsewhere.path()).await;
+    assert_eq!(built.expect("built").digest, environment.digest);
 }
 
 #[tokio::test]

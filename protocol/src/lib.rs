@@ -2,6 +2,7 @@
 //! ends of the session as state machines. No sockets, no clocks, no AWS: every input is a value.
 
 pub mod envelope;
+pub mod environment;
 pub mod evidence;
 pub mod frame;
 pub mod ids;

@@ -11,6 +11,10 @@ import struct
 import threading
 from typing import NamedTuple, Optional, Tuple, Union
 
+#: The version of all this, as an environment's manifest names it. `WORKER_PROTOCOLS` of
+#: protocol/src/environment.rs has those that are understood.
+PROTOCOL = 1
+
 # worker -> server
 READY, DONE, FAILED, LOG, SKIPPED = 1, 2, 3, 4, 5
 # server -> worker

@@ -103,7 +103,9 @@ class Bundle:
             else:
                 self._broken[service.name] = Broken(FEATURE_SERVICE, "one of its views is broken", "")
         for module in loaded.broken:
-            reason = f"{module.file} could not be loaded: {module.error.one_line}"
+            # Where the folder is on this machine helps nobody.
+            error = module.error.one_line.replace(os.path.join(loaded.folder, ""), "")
+            reason = f"{module.file} could not be loaded: {error}"
             for name, is_service in module.targets:
                 kind = FEATURE_SERVICE if is_service else FEATURE_VIEW
                 self._break(name, Broken(kind, reason, module.traceback))

@@ -198,15 +198,21 @@ impl Registry {
         self.nodes.get(instance)
     }
 
-    /// What `instance` shall serve now. New artifacts go through a group batch by batch: a node
-    /// gets them when enough of the others are done with theirs. A node that serves nothing yet
-    /// gets them at once.
+    /// What `instance` shall serve now. New artifacts go to one node first; when they serve there they
+    /// go through the group batch by batch: a node gets them when enough of the others are done
+    /// with theirs. A node that serves nothing yet gets them at once, or what the others serve as
+    /// long as no node has shown that they do.
     pub fn artifacts_for(&self, instance: &InstanceId, wanted: &Artifacts) -> Artifacts {
         let Some(own) = self.nodes.get(instance) else {
             return wanted.clone();
         };
+        let group = || self.nodes.values().filter(|node| node.group == own.group);
+        let ready = || group().filter(|node| node.phase == NodePhase::Ready);
+        let proven = ready().any(|node| node.artifacts.as_ref().is_some_and(|a| same(a, wanted)));
         let Some(serving) = &own.artifacts else {
-            return wanted.clone();
+            let others =
+                ready().filter(|node| !node.gone_from_aws).find_map(|node| node.artifacts.as_ref());
+            return others.filter(|_| !proven).unwrap_or(wanted).clone();
         };
         if same(serving, wanted) {
             return wanted.clone();
@@ -220,8 +226,7 @@ impl Registry {
             .filter(|(_, node)| node.session.is_some() && !node.gone_from_aws)
             .map(|(instance, _)| instance)
             .collect();
-        let size = self.nodes.values().filter(|node| node.group == own.group).count();
-        let batch = (size / 3).max(1);
+        let batch = if proven { (group().count() / 3).max(1) } else { 1 };
         let first_in_line = serving_others.iter().take(batch).any(|id| *id == instance);
         if first_in_line || own.phase != NodePhase::Ready {
             wanted.clone()
@@ -362,14 +367,27 @@ mod tests {
                 .filter(|n| same(&registry.artifacts_for(&instance(*n), &wanted), &wanted))
                 .collect()
         };
-        assert_eq!(told(&registry), [0, 1]);
+        assert_eq!(told(&registry), [0], "where they fail, they fail once");
         registry.state(&instance(0), SessionId(1), ADDRESS, ready(b"new"), 1).expect("own");
-        assert_eq!(told(&registry), [0, 1, 2], "one is done, the next one starts");
+        assert_eq!(told(&registry), [0, 1, 2], "one is done, a third starts");
         for n in 1..6 {
             registry.state(&instance(n), SessionId(1), ADDRESS, ready(b"new"), 2).expect("own");
         }
         assert_eq!(told(&registry), [0, 1, 2, 3, 4, 5]);
         assert_eq!(registry.artifacts_for(&instance(99), &wanted), wanted, "a new node: at once");
+    }
+
+    #[test]
+    fn a_new_node_gets_what_serves_as_long_as_the_new_does_not() {
+        let mut registry = with_nodes(2);
+        registry.hello(instance(7), group("a"), SessionId(3), 1);
+        let wanted = artifacts(b"new");
+        assert_eq!(registry.artifacts_for(&instance(7), &wanted), artifacts(b"old"));
+        registry.state(&instance(0), SessionId(1), ADDRESS, ready(b"new"), 2).expect("own");
+        assert_eq!(registry.artifacts_for(&instance(7), &wanted), wanted, "one has shown it");
+        let mut registry = Registry::default();
+        registry.hello(instance(7), group("a"), SessionId(3), 1);
+        assert_eq!(registry.artifacts_for(&instance(7), &wanted), wanted, "nobody serves yet");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Environments and bundles from the account store. Nothing is believed by its name: the bundle's
-//! bytes and the environment's lock must have the digest that was ordered.
+//! What a server is started with, from the account store. Nothing is believed by its name: the
+//! bundle's bytes and the environment's manifest must have the digest that was ordered.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,24 +12,25 @@ use outstation_protocol::v1::Artifacts;
 use sha2::{Digest as _, Sha256};
 use tar::EntryType;
 
+use super::environments::{EnvironmentError, Environments};
+use super::install::Progress;
+
 /// The CLI packs no more than 64 MiB of files; the headers come on top.
 pub const TAR_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// A repository of declarations, not a data set.
 pub const ENTRIES_MAX: usize = 10_000;
 pub const DEPTH_MAX: usize = 40;
-/// A lock has a line per package.
-const LOCK_BYTES_MAX: u64 = 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("the account store has no {what} {}", digest.short())]
-    Missing { what: &'static str, digest: Digest },
-    #[error("environment {} is not complete yet", digest.short())]
-    Incomplete { digest: Digest },
-    #[error("{what} {} has other contents: {}", wanted.short(), found.short())]
-    Digest { what: &'static str, wanted: Digest, found: Digest },
+    #[error("the account store has no bundle {}", digest.short())]
+    Missing { digest: Digest },
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    #[error("bundle {} has other contents: {}", wanted.short(), found.short())]
+    Digest { wanted: Digest, found: Digest },
     #[error("the bundle has more than {TAR_BYTES_MAX} bytes")]
     TooLarge,
     #[error("the bundle has more than {ENTRIES_MAX} entries")]
@@ -50,37 +51,37 @@ pub struct Prepared {
 pub struct ArtifactStore {
     store: PathBuf,
     bundles: PathBuf,
+    environments: Environments,
     /// One at a time: an abandoned attempt may still be at work on the same files.
     turn: Arc<Mutex<()>>,
 }
 
 impl ArtifactStore {
     /// `dir` is this node's own folder.
-    pub fn new(store: &Path, dir: &Path) -> ArtifactStore {
+    pub fn new(store: &Path, dir: &Path, environments: Environments) -> ArtifactStore {
         ArtifactStore {
             store: store.to_owned(),
             bundles: dir.join("bundles"),
+            environments,
             turn: Arc::default(),
         }
     }
 
     pub fn prepared(&self, artifacts: &Artifacts) -> Prepared {
         Prepared {
-            python: self.environment(&artifacts.environment).join("bin/python"),
+            python: self.environments.python(&artifacts.environment),
             bundle: self.bundles.join(artifacts.bundle.hex()),
         }
     }
 
-    /// Brings the bundle's bytes to this machine, unless they were verified here before.
+    /// Brings environment and bundle to this machine, unless they were verified here before.
     pub fn fetch(&self, artifacts: &Artifacts) -> Result<(), ArtifactError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let environment = self.environment(&artifacts.environment);
-        if !environment.is_dir() {
-            let digest = artifacts.environment;
-            return Err(ArtifactError::Missing { what: "environment", digest });
-        }
-        if !environment.join(".complete").is_file() {
-            return Err(ArtifactError::Incomplete { digest: artifacts.environment });
+        let fetched = self.environments.install(&artifacts.environment)?;
+        if fetched.bytes > 0 {
+            let Progress { bytes, bytes_fetched } = fetched;
+            let environment = artifacts.environment.short();
+            tracing::info!(environment, bytes, bytes_fetched, "environment installed");
         }
         if self.bundles.join(artifacts.bundle.hex()).is_dir() {
             return Ok(());
@@ -89,9 +90,7 @@ impl ArtifactStore {
         let name = format!("{}.tar", artifacts.bundle.hex());
         let source = self.store.join("artifacts/bundles").join(name);
         let file = File::open(&source).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                ArtifactError::Missing { what: "bundle", digest: artifacts.bundle }
-            }
+            io::ErrorKind::NotFound => ArtifactError::Missing { digest: artifacts.bundle },
             _ => failed("read", &source)(e),
         })?;
         let target = self.download(&artifacts.bundle);
@@ -104,16 +103,10 @@ impl ArtifactStore {
         Ok(())
     }
 
-    /// Checks both digests and unpacks the bundle from the very bytes that were checked.
+    /// Checks the bundle's digest and unpacks it from the very bytes that were checked.
     pub fn verify(&self, artifacts: &Artifacts) -> Result<Prepared, ArtifactError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let prepared = self.prepared(artifacts);
-        let lock = self.environment(&artifacts.environment).join("lock.txt");
-        let found = file_digest(&lock, LOCK_BYTES_MAX).map_err(failed("read", &lock))?;
-        if found != artifacts.environment {
-            let wanted = artifacts.environment;
-            return Err(ArtifactError::Digest { what: "environment", wanted, found });
-        }
         if prepared.bundle.is_dir() {
             return Ok(prepared);
         }
@@ -124,9 +117,10 @@ impl ArtifactStore {
         Ok(prepared)
     }
 
-    /// Removes the bundles that none of `used` needs.
-    pub fn prune(&self, used: &[Digest]) {
-        let keep: Vec<String> = used.iter().map(Digest::hex).collect();
+    /// Removes what none of `used` needs.
+    pub fn prune(&self, used: &[&Artifacts]) {
+        self.environments.prune(&used.iter().map(|a| a.environment).collect::<Vec<_>>());
+        let keep: Vec<String> = used.iter().map(|a| a.bundle.hex()).collect();
         let Ok(entries) = fs::read_dir(&self.bundles) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -141,7 +135,7 @@ impl ArtifactStore {
         // Nobody but this node writes below its own folder, so these bytes stay what they are.
         let found = file_digest(tar, TAR_BYTES_MAX).map_err(failed("read", tar))?;
         if found != *wanted {
-            return Err(ArtifactError::Digest { what: "bundle", wanted: *wanted, found });
+            return Err(ArtifactError::Digest { wanted: *wanted, found });
         }
         let unfinished = target.with_file_name(format!(".{}.unpacking", wanted.hex()));
         if unfinished.exists() {
@@ -156,10 +150,6 @@ impl ArtifactStore {
         unpacked?;
         // No fsync of the files: an instance that loses power is replaced, not restarted.
         fs::rename(&unfinished, target).map_err(failed("finish", target))
-    }
-
-    fn environment(&self, digest: &Digest) -> PathBuf {
-        self.store.join("artifacts/environments").join(digest.hex())
     }
 
     fn download(&self, bundle: &Digest) -> PathBuf {

@@ -3,6 +3,7 @@
 use outstation_protocol::Generation;
 
 use super::*;
+use crate::node::testing;
 
 /// An account store with one environment, and a node's folder.
 struct Place {
@@ -15,22 +16,14 @@ impl Place {
     fn new() -> Place {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().to_owned();
-        let lock = b"# python 3.11\n# outstation 0.1.0\n";
-        let environment = Digest::of(lock);
-        let path = root.join("store/artifacts/environments").join(environment.hex());
-        fs::create_dir_all(&path).expect("creates");
+        let environment = testing::put_files(&root.join("store"), &[("lib/a.py", b"a = 1")]);
         fs::create_dir_all(root.join("store/artifacts/bundles")).expect("creates");
-        fs::write(path.join("lock.txt"), lock).expect("writes");
-        fs::write(path.join(".complete"), b"").expect("writes");
         Place { _folder: folder, root, environment }
     }
 
     fn store(&self) -> ArtifactStore {
-        ArtifactStore::new(&self.root.join("store"), &self.root.join("node"))
-    }
-
-    fn environment_path(&self) -> PathBuf {
-        self.root.join("store/artifacts/environments").join(self.environment.hex())
+        let environments = testing::environments(&self.root);
+        ArtifactStore::new(&self.root.join("store"), &self.root.join("node"), environments)
     }
 
     /// Puts these bytes into the store under the digest of `named_after`.
@@ -81,7 +74,10 @@ fn an_honest_bundle_is_unpacked_once() {
     let prepared = prepare(&place, &artifacts).expect("prepared");
     assert_eq!(fs::read(prepared.bundle.join("features.py")).expect("there"), b"x = 1");
     assert_eq!(fs::read(prepared.bundle.join("package/deep/module.py")).expect("there"), b"y = 2");
-    assert_eq!(prepared.python, place.environment_path().join("bin/python"));
+    assert_eq!(
+        prepared.python,
+        place.root.join("environments").join(artifacts.environment.hex()).join("bin/python")
+    );
     let left = fs::read_dir(place.root.join("node/bundles")).expect("there").count();
     assert_eq!(left, 1, "neither download nor unfinished folder stay");
 
@@ -89,7 +85,7 @@ fn an_honest_bundle_is_unpacked_once() {
     fs::remove_dir_all(place.root.join("store/artifacts/bundles")).expect("there");
     assert_eq!(prepare(&place, &artifacts).expect("still prepared"), prepared);
 
-    place.store().prune(&[artifacts.bundle]);
+    place.store().prune(&[&artifacts]);
     assert!(prepared.bundle.is_dir());
     place.store().prune(&[]);
     assert!(!prepared.bundle.exists());
@@ -128,33 +124,20 @@ fn a_bundle_that_is_not_what_was_ordered_is_refused() {
 
     let artifacts = place.put(&tampered, &honest);
     let error = prepare(&place, &artifacts).expect_err("one bit");
-    assert!(matches!(error, ArtifactError::Digest { what: "bundle", .. }), "{error}");
+    assert!(matches!(error, ArtifactError::Digest { .. }), "{error}");
     // The right bytes under the right name heal it.
     prepare(&place, &place.put(&honest, &honest)).expect("prepared");
 }
 
 #[test]
-fn an_environment_must_be_complete_and_its_own() {
+fn what_the_account_store_does_not_have_is_named() {
     let place = Place::new();
     let bytes = tar(&[(EntryType::Regular, "features.py", b"x = 1")]);
     let artifacts = place.put(&bytes, &bytes);
-    let marker = place.environment_path().join(".complete");
-    fs::remove_file(&marker).expect("there");
-    let error = prepare(&place, &artifacts).expect_err("no marker");
-    assert!(matches!(error, ArtifactError::Incomplete { .. }), "{error}");
-    fs::write(&marker, b"").expect("writes");
-    fs::write(place.environment_path().join("lock.txt"), b"# other\n").expect("writes");
-    let error = prepare(&place, &artifacts).expect_err("another lock");
-    assert!(matches!(error, ArtifactError::Digest { what: "environment", .. }), "{error}");
-
-    let mut unknown = artifacts.clone();
-    unknown.environment = Digest::of(b"unknown");
-    let error = prepare(&place, &unknown).expect_err("no such environment");
-    assert!(matches!(error, ArtifactError::Missing { what: "environment", .. }), "{error}");
-    let mut unknown = place.put(&bytes, &bytes);
-    fs::write(place.environment_path().join("lock.txt"), b"# python 3.11\n# outstation 0.1.0\n")
-        .expect("writes");
-    unknown.bundle = Digest::of(b"unknown");
-    let error = prepare(&place, &unknown).expect_err("no such bundle");
-    assert!(matches!(error, ArtifactError::Missing { what: "bundle", .. }), "{error}");
+    let unknown = Artifacts { environment: Digest::of(b"unknown"), ..artifacts.clone() };
+    let error = prepare(&place, &unknown).expect_err("no such environment").to_string();
+    assert!(error.starts_with("the account store has no environment sha256:"), "{error}");
+    let unknown = Artifacts { bundle: Digest::of(b"unknown"), ..artifacts };
+    let error = prepare(&place, &unknown).expect_err("no such bundle").to_string();
+    assert!(error.starts_with("the account store has no bundle sha256:"), "{error}");
 }

@@ -1,5 +1,8 @@
 //! What the node's machine is told and what it answers.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use outstation_protocol::v1::{Artifacts, NodeState};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +13,9 @@ pub struct ServerId(pub u64);
 /// One try to fetch and verify; what comes of an abandoned one is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attempt(pub u64);
+
+/// What a server cannot evaluate, and why: it answers whoever calls that with an error.
+pub type Broken = Arc<BTreeMap<String, String>>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -28,7 +34,10 @@ pub enum Event {
         reason: String,
     },
     /// Its health check says SERVING.
-    Healthy(ServerId),
+    Healthy {
+        server: ServerId,
+        broken: Broken,
+    },
     /// Its health check says something else, or nothing.
     Ailing {
         server: ServerId,

@@ -1,16 +1,19 @@
 //! Watches one server through the standard gRPC health service: often until it serves, then once
-//! a second.
+//! a second. What of its bundle is broken it is asked once: that does not change while it runs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use outstation_api::transform::ListTargetsRequest;
+use outstation_api::transform::transform_client::TransformClient;
 use tokio::sync::mpsc;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::events::{Event, ServerId};
+use super::events::{Broken, Event, ServerId};
 
 const EVERY_WARMING: Duration = Duration::from_millis(50);
 const EVERY_SERVING: Duration = Duration::from_secs(1);
@@ -27,13 +30,14 @@ pub async fn watch(server: ServerId, address: SocketAddr, events: mpsc::Sender<E
             return;
         }
     };
-    let mut client = HealthClient::new(endpoint.connect_lazy());
-    let mut every = EVERY_WARMING;
+    let channel = endpoint.connect_lazy();
+    let mut client = HealthClient::new(channel.clone());
+    let (mut every, mut known) = (EVERY_WARMING, None);
     loop {
-        let event = match check(&mut client).await {
-            Ok(()) => {
+        let event = match ask(&mut client, &channel, &mut known).await {
+            Ok(broken) => {
                 every = EVERY_SERVING;
-                Event::Healthy(server)
+                Event::Healthy { server, broken }
             }
             Err(reason) => Event::Ailing { server, reason },
         };
@@ -42,6 +46,33 @@ pub async fn watch(server: ServerId, address: SocketAddr, events: mpsc::Sender<E
         }
         tokio::time::sleep(every).await;
     }
+}
+
+async fn ask(
+    client: &mut HealthClient<Channel>,
+    channel: &Channel,
+    known: &mut Option<Broken>,
+) -> Result<Broken, String> {
+    check(client).await?;
+    if let Some(broken) = known {
+        return Ok(broken.clone());
+    }
+    let broken = broken_targets(channel.clone()).await?;
+    Ok(known.insert(broken).clone())
+}
+
+async fn broken_targets(channel: Channel) -> Result<Broken, String> {
+    let mut client = TransformClient::new(channel);
+    let asked = client.list_targets(ListTargetsRequest {});
+    let targets = match tokio::time::timeout(CHECK_TIMEOUT, asked).await {
+        Err(_) => return Err("it does not list its targets".to_owned()),
+        // Of a kind that has none.
+        Ok(Err(status)) if status.code() == Code::Unimplemented => Vec::new(),
+        Ok(Err(status)) => return Err(format!("{}: {}", status.code(), status.message())),
+        Ok(Ok(response)) => response.into_inner().targets,
+    };
+    let broken = targets.into_iter().filter(|target| !target.broken.is_empty());
+    Ok(Broken::new(broken.map(|target| (target.name, target.broken)).collect()))
 }
 
 async fn check(client: &mut HealthClient<Channel>) -> Result<(), String> {
@@ -97,7 +128,12 @@ mod tests {
         let ailing = |with: &'static str| move |e: &Event| matches!(e, Event::Ailing { reason, .. } if reason.contains(with));
         until(&mut events, "not serving", ailing("NOT_SERVING")).await;
         reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-        until(&mut events, "serving", |e| *e == Event::Healthy(ServerId(1))).await;
+        until(
+            &mut events,
+            "serving",
+            |e| matches!(e, Event::Healthy { server: ServerId(1), broken } if broken.is_empty()),
+        )
+        .await;
         reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         until(&mut events, "not serving again", ailing("NOT_SERVING")).await;
         serving.abort();

@@ -11,7 +11,7 @@ use outstation_protocol::v1::{Artifacts, NodeState};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-pub use super::events::{Action, Attempt, Event, ServerId};
+pub use super::events::{Action, Attempt, Broken, Event, ServerId};
 use super::stages::{End, Leaving, Next, Serving};
 
 /// Two, so that a new server can warm up beside the old one.
@@ -61,6 +61,13 @@ pub struct Machine {
 /// Whether one server can serve both: a mere new generation restarts nothing.
 pub fn same_content(a: &Artifacts, b: &Artifacts) -> bool {
     a.bundle == b.bundle && a.environment == b.environment && a.options == b.options
+}
+
+/// What the new server cannot evaluate, and did not have or could evaluate before: it would answer
+/// callers with an error who get none now.
+fn worse(old: &Broken, new: &Broken) -> Option<String> {
+    let (name, why) = new.iter().find(|(name, _)| !old.contains_key(*name))?;
+    Some(format!("{name:?} cannot be evaluated: {why}"))
 }
 
 impl Machine {
@@ -156,7 +163,7 @@ impl Machine {
                 | Next::WaitingForPort { .. }
                 | Next::Warming { .. } => {}
             },
-            Event::Healthy(server) => self.healthy(server, now),
+            Event::Healthy { server, broken } => self.healthy(server, broken, now, actions),
             Event::Ailing { server, reason } => self.ailing(server, reason, now, actions),
             Event::Exited { server, reason } => self.exited(server, reason, now),
             Event::Terminating => {
@@ -202,7 +209,13 @@ impl Machine {
         self.target = Some(artifacts);
     }
 
-    fn healthy(&mut self, healthy: ServerId, now: Instant) {
+    fn healthy(
+        &mut self,
+        healthy: ServerId,
+        broken: Broken,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
         if let Some(serving) = self.serving.as_mut().filter(|s| s.server == healthy) {
             serving.ailing = 0;
             return;
@@ -212,6 +225,11 @@ impl Machine {
             return;
         }
         let (server, port, artifacts) = (*server, *port, artifacts.clone());
+        if let Some(worse) = self.serving.as_ref().and_then(|old| worse(&old.broken, &broken)) {
+            self.abandon_next(now, actions);
+            self.fail(&artifacts, worse, now);
+            return;
+        }
         self.next = Next::Idle;
         if let Some(old) = self.serving.take() {
             let leaving = Leaving::Grace { until: now + GRACE };
@@ -226,7 +244,7 @@ impl Machine {
             self.next = Next::Waiting { until: now + self.backoff(BACKOFF_MAX_SERVING) };
         }
         self.proven = Some(artifacts.clone());
-        self.serving = Some(Serving { server, port, artifacts, since: now, ailing: 0 });
+        self.serving = Some(Serving { server, port, artifacts, broken, since: now, ailing: 0 });
     }
 
     fn ailing(

@@ -13,6 +13,15 @@ fn artifacts(generation: u64, bundle: &str) -> Artifacts {
     }
 }
 
+fn healthy(server: u64) -> Event {
+    Event::Healthy { server: ServerId(server), broken: Broken::default() }
+}
+
+fn healthy_but(server: u64, broken: &[&str]) -> Event {
+    let broken = broken.iter().map(|name| ((*name).to_owned(), "no module named x".to_owned()));
+    Event::Healthy { server: ServerId(server), broken: Broken::new(broken.collect()) }
+}
+
 fn show(action: &Action) -> String {
     match action {
         Action::Fetch { artifacts, .. } => format!("fetch {}", artifacts.generation),
@@ -73,7 +82,7 @@ impl Script {
         script.on(Event::Target(artifacts(1, "a")), "fetch 1; fetching");
         script.on(Event::Fetched(Attempt(1)), "verify 1; verifying");
         script.on(Event::Verified(Attempt(1)), "start s1 :7400 1; warming");
-        script.on(Event::Healthy(ServerId(1)), "ready 10.0.0.7:7400 1");
+        script.on(healthy(1), "ready 10.0.0.7:7400 1");
         script
     }
 
@@ -94,10 +103,51 @@ fn exited(server: u64) -> Event {
 }
 
 #[test]
+fn what_cannot_evaluate_what_the_old_one_can_does_not_take_over() {
+    let mut script = Script::ready();
+    script.on(
+        Event::Target(artifacts(2, "b")),
+        "fetch 2; ready 10.0.0.7:7400 1 (switching from generation 1 to 2)",
+    );
+    script.on(Event::Fetched(Attempt(2)), "verify 2");
+    script.on(Event::Verified(Attempt(2)), "start s2 :7401 2");
+    script.on(
+        healthy_but(2, &["speed"]),
+        "kill s2; ready 10.0.0.7:7400 1 (generation 1 stays, because 2 does not come up: \
+         \"speed\" cannot be evaluated: no module named x)",
+    );
+    script.on(Event::Exited { server: ServerId(2), reason: "killed".into() }, "");
+    // Mended in part: nothing is worse than it was.
+    script.on(
+        Event::Target(artifacts(3, "c")),
+        "fetch 3; ready 10.0.0.7:7400 1 (switching from generation 1 to 3)",
+    );
+    script.on(Event::Fetched(Attempt(3)), "verify 3");
+    script.on(Event::Verified(Attempt(3)), "start s3 :7401 3");
+    script.on(healthy(3), "ready 10.0.0.7:7401 3");
+}
+
+#[test]
+fn what_was_broken_before_may_stay_broken_and_a_first_server_may_have_it() {
+    let mut script = Script::new();
+    script.on(Event::Target(artifacts(1, "a")), "fetch 1; fetching");
+    script.on(Event::Fetched(Attempt(1)), "verify 1; verifying");
+    script.on(Event::Verified(Attempt(1)), "start s1 :7400 1; warming");
+    script.on(healthy_but(1, &["speed", "delay"]), "ready 10.0.0.7:7400 1");
+    script.on(
+        Event::Target(artifacts(2, "b")),
+        "fetch 2; ready 10.0.0.7:7400 1 (switching from generation 1 to 2)",
+    );
+    script.on(Event::Fetched(Attempt(2)), "verify 2");
+    script.on(Event::Verified(Attempt(2)), "start s2 :7401 2");
+    script.on(healthy_but(2, &["speed"]), "ready 10.0.0.7:7401 2");
+}
+
+#[test]
 fn from_launch_to_ready() {
     let mut script = Script::ready();
     assert_eq!(script.machine.next_timeout(), None, "a healthy node waits for nothing");
-    script.on(Event::Healthy(ServerId(1)), "");
+    script.on(healthy(1), "");
     script.on(Event::Target(artifacts(1, "a")), "");
 }
 
@@ -115,7 +165,7 @@ fn another_bundle_is_switched_to_beside_the_old_one() {
     script.on(Event::Fetched(script.attempt()), "verify 2");
     script.on(Event::Verified(script.attempt()), "start s2 :7401 2");
     script.on(ailing(2), "");
-    script.on(Event::Healthy(ServerId(2)), "ready 10.0.0.7:7401 2");
+    script.on(healthy(2), "ready 10.0.0.7:7401 2");
     script.wait(GRACE, "drain s1");
     script.on(exited(1), "");
     // And back to the first port.
@@ -129,7 +179,7 @@ fn a_third_server_waits_for_a_port() {
     let mut script = Script::ready();
     script.machine.handle(Event::Target(artifacts(2, "b")), script.now);
     script.prepare();
-    script.machine.handle(Event::Healthy(ServerId(2)), script.now);
+    script.machine.handle(healthy(2), script.now);
     script.machine.handle(Event::Target(artifacts(3, "c")), script.now);
     script.on(Event::Fetched(script.attempt()), "verify 3");
     script.on(Event::Verified(script.attempt()), "");
@@ -142,7 +192,7 @@ fn an_old_server_that_does_not_end_is_killed() {
     let mut script = Script::ready();
     script.machine.handle(Event::Target(artifacts(2, "b")), script.now);
     script.prepare();
-    script.machine.handle(Event::Healthy(ServerId(2)), script.now);
+    script.machine.handle(healthy(2), script.now);
     script.wait(GRACE, "drain s1");
     script.wait(LEAVING_MAX, "kill s1");
     assert_eq!(script.machine.next_timeout(), None);
@@ -200,7 +250,7 @@ fn a_server_that_dies_is_started_again_with_backoff() {
     script.on(Event::Fetched(script.attempt()), &format!("verify 1; verifying {reason}"));
     let started = format!("start s2 :7400 1; warming {reason}");
     script.on(Event::Verified(script.attempt()), &started);
-    script.on(Event::Healthy(ServerId(2)), "ready 10.0.0.7:7400 1");
+    script.on(healthy(2), "ready 10.0.0.7:7400 1");
 }
 
 #[test]
@@ -216,7 +266,7 @@ fn backoff_grows_to_its_bound_and_starts_anew_after_a_minute_up() {
         script.now = until;
         script.machine.handle(Event::Timeout, script.now);
         script.prepare();
-        script.machine.handle(Event::Healthy(ServerId(2 + round)), script.now);
+        script.machine.handle(healthy(2 + round), script.now);
     }
     assert!(longest > Duration::from_secs(2), "{longest:?}");
     script.now += PROVEN_AFTER;
@@ -230,7 +280,7 @@ fn three_bad_checks_in_a_row_cost_a_server_its_life() {
     let mut script = Script::ready();
     script.on(ailing(1), "");
     script.on(ailing(1), "");
-    script.on(Event::Healthy(ServerId(1)), "");
+    script.on(healthy(1), "");
     script.on(ailing(1), "");
     script.on(ailing(1), "");
     let reason = "(the server was unhealthy: NOT_SERVING)";
@@ -253,7 +303,7 @@ fn when_the_proven_server_dies_while_the_target_fails_it_comes_back() {
     script.wait(BACKOFF_MAX_DOWN, &format!("fetch 1; fetching ({reason})"));
     script.prepare();
     script.on(
-        Event::Healthy(ServerId(3)),
+        healthy(3),
         &format!(
             "ready 10.0.0.7:7400 1 (generation 1 stays, because 2 does not come up: {reason})"
         ),
@@ -316,7 +366,7 @@ fn a_server_of_an_earlier_life_is_taken_over() {
     };
     let mut script = Script::new();
     script.on(adopted(4, 7401), "warming");
-    script.on(Event::Healthy(ServerId(4)), "ready 10.0.0.7:7401 1");
+    script.on(healthy(4), "ready 10.0.0.7:7401 1");
     script.on(
         Event::Target(artifacts(2, "b")),
         "fetch 2; ready 10.0.0.7:7401 1 (switching from generation 1 to 2)",
@@ -330,10 +380,7 @@ fn a_server_of_an_earlier_life_is_taken_over() {
     two.on(adopted(3, 7400), "drain s3");
     // A new target lets the adopted one come up first.
     two.on(Event::Target(artifacts(2, "b")), "");
-    two.on(
-        Event::Healthy(ServerId(4)),
-        "fetch 2; ready 10.0.0.7:7401 1 (switching from generation 1 to 2)",
-    );
+    two.on(healthy(4), "fetch 2; ready 10.0.0.7:7401 1 (switching from generation 1 to 2)");
 
     // One that is not healthy any more is replaced.
     let mut dead = Script::new();
@@ -354,7 +401,7 @@ fn what_an_abandoned_attempt_says_counts_nothing() {
     script.on(Event::Fetched(Attempt(2)), "verify 2; verifying");
     script.on(Event::Verified(Attempt(1)), "");
     script.on(Event::Verified(Attempt(2)), "start s1 :7400 2; warming");
-    script.on(Event::Healthy(ServerId(9)), "");
+    script.on(healthy(9), "");
     script.on(exited(9), "");
 }
 

@@ -2,14 +2,19 @@
 //! and tells the account agent. [`machine`] decides, [`supervisor`] acts.
 
 pub mod artifacts;
+pub mod environments;
 pub mod events;
+pub mod fetch;
 pub mod health;
 pub mod imds;
+pub mod install;
 pub mod link;
 pub mod machine;
 pub mod server;
 mod stages;
 pub mod supervisor;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -26,6 +31,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use self::artifacts::ArtifactStore;
+use self::environments::Environments;
 use self::imds::{Imds, ImdsError};
 use self::link::{Link, LinkSettings, Outbox};
 use self::server::ServerSettings;
@@ -51,6 +58,13 @@ pub struct NodeArgs {
     /// This node's own folder is made below it, named after the instance
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Where environments are kept, also those that the image came with  [default: DIR/environments]
+    #[arg(long, value_name = "DIR")]
+    environments: Option<PathBuf>,
+    /// An interpreter for environments; may be given once for each version of Python  [default:
+    /// python3.X on the path]
+    #[arg(long, value_name = "PATH")]
+    python: Vec<PathBuf>,
     /// The program outstation-transform-server
     #[arg(long, value_name = "PATH")]
     transform_server: PathBuf,
@@ -142,7 +156,9 @@ async fn supervise(
         instance: instance.to_string(),
         dir: dir.clone(),
     };
-    let store = artifacts::ArtifactStore::new(&account_store, &dir);
+    let environments = args.environments.unwrap_or_else(|| args.dir.join("environments"));
+    let environments = Environments::new(&account_store, &absolute(&environments)?, args.python);
+    let store = ArtifactStore::new(&account_store, &dir, environments);
     let supervisor = Supervisor::new(dir, servers, store, events, outbox);
     supervisor.run(inbox, imds, artifacts, shutdown).await;
     link.abort();

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use outstation_protocol::v1::Artifacts;
 
-use super::events::{Attempt, ServerId};
+use super::events::{Attempt, Broken, ServerId};
 
 pub(super) struct Serving {
     pub server: ServerId,
     pub port: u16,
     pub artifacts: Artifacts,
+    pub broken: Broken,
     pub since: Instant,
     pub ailing: u32,
 }

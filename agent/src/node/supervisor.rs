@@ -273,7 +273,7 @@ impl Supervisor {
     /// In the loop itself, so that nothing can be unpacked between looking and removing.
     fn prune(&self) {
         let running = self.servers.values().map(|supervised| &supervised.record.artifacts);
-        let used: Vec<_> = running.chain(self.machine.kept()).map(|a| a.bundle).collect();
+        let used: Vec<_> = running.chain(self.machine.kept()).collect();
         self.store.prune(&used);
     }
 

@@ -13,12 +13,12 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
 use crate::node::machine::PORTS;
+use crate::node::testing;
 use crate::trust::testing::{INSTANCE, stub_imds, within};
-
-const LOCK: &[u8] = b"# python 3.11\n";
 
 struct Place {
     folder: tempfile::TempDir,
+    environment: Digest,
     settings: ServerSettings,
     imds: Arc<Imds>,
     lifecycle: Arc<Mutex<&'static str>>,
@@ -36,12 +36,11 @@ impl Place {
     async fn new() -> Place {
         let folder = tempfile::tempdir().expect("a folder");
         let store = folder.path().join("store/artifacts");
-        let environment = store.join("environments").join(Digest::of(LOCK).hex());
-        for path in [&environment, &store.join("bundles"), &folder.path().join("node")] {
+        for path in [&store.join("bundles"), &folder.path().join("node")] {
             fs::create_dir_all(path).expect("creates");
         }
-        fs::write(environment.join("lock.txt"), LOCK).expect("writes");
-        fs::write(environment.join(".complete"), b"").expect("writes");
+        let files: [(&str, &[u8]); 1] = [("lib/a.py", b"a = 1")];
+        let environment = testing::put_files(&folder.path().join("store"), &files);
         let program = folder.path().join("server.sh");
         // Ends with its folder, also when a test fails.
         let script = "#!/bin/sh\ntrap 'exit 0' TERM\nwhile [ -e \"$0\" ]; do sleep 0.02; done\n";
@@ -70,7 +69,7 @@ impl Place {
             instance: INSTANCE.into(),
             dir: folder.path().join("node"),
         };
-        Place { folder, settings, imds, lifecycle }
+        Place { folder, environment, settings, imds, lifecycle }
     }
 
     fn put_bundle(&self, generation: u64) -> Artifacts {
@@ -85,14 +84,15 @@ impl Place {
         let path = self.folder.path().join("store/artifacts/bundles");
         fs::write(path.join(format!("{}.tar", bundle.hex())), tar).expect("writes");
         let generation = Generation(generation);
-        Artifacts { generation, environment: Digest::of(LOCK), bundle, options: vec![] }
+        Artifacts { generation, environment: self.environment, bundle, options: vec![] }
     }
 
     fn live(&self, from_tags: Artifacts) -> Life {
         let (events, inbox) = mpsc::channel(8);
         let (to_send, outbox) = watch::channel(Outbox::default());
         let node: &Path = &self.settings.dir;
-        let store = ArtifactStore::new(&self.folder.path().join("store"), node);
+        let environments = testing::environments(self.folder.path());
+        let store = ArtifactStore::new(&self.folder.path().join("store"), node, environments);
         let supervisor =
             Supervisor::new(node.into(), self.settings.clone(), store, events.clone(), to_send);
         let shutdown = CancellationToken::new();

@@ -1,5 +1,5 @@
-//! The lock of an environment: one canonical text that names everything in it. Its digest is
-//! the environment's.
+//! The lock of an environment: one canonical text that names everything in it, and from which it
+//! is built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,12 +12,13 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use outstation_protocol::environment::WORKER_PROTOCOLS;
 use outstation_protocol::ids::Digest;
 
 use crate::clean_env;
 use crate::context::write_atomically;
 use crate::declarations::INTERPRETER_HINT;
-use crate::message::{Failure, Hint as _};
+use crate::message::{self, Failure, Hint as _};
 
 /// A resolution that needs the network; an index that hangs must not hang a plan for good.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -35,6 +36,28 @@ pub struct Runtime {
     pub outstation: String,
     /// The folder of the package itself.
     pub package: PathBuf,
+    /// `x86_64` or `aarch64`.
+    pub machine: String,
+    /// What its workers speak with the transform server.
+    pub worker_protocol: u32,
+}
+
+impl Runtime {
+    /// Refused here already: on the nodes it would not serve.
+    pub fn check_protocol(&self) -> Result<(), Failure> {
+        if WORKER_PROTOCOLS.contains(&self.worker_protocol) {
+            return Ok(());
+        }
+        let (found, version) = (self.worker_protocol, &self.outstation);
+        let (least, most) = (WORKER_PROTOCOLS.start(), WORKER_PROTOCOLS.end());
+        Err(Failure::new(
+            format!(
+                "the package outstation {version} speaks version {found} with the transform server, \
+                 and this release of the fleet speaks {least} to {most}"
+            ),
+            "install the package and this command of one release",
+        ))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +69,9 @@ pub struct Lock {
 }
 
 impl Lock {
-    pub fn new(python: &str, outstation: &str, pins: BTreeSet<String>) -> Lock {
-        let mut text = format!("# python {python}\n# outstation {outstation}\n");
+    fn new(runtime: &Runtime, pins: BTreeSet<String>) -> Lock {
+        let Runtime { python, outstation, machine, .. } = runtime;
+        let mut text = format!("# python {python} {machine}\n# outstation {outstation}\n");
         for pin in &pins {
             text.push_str(pin);
             text.push('\n');
@@ -62,12 +86,13 @@ const OLDEST_PYTHON: (u32, u32) = (3, 9);
 /// Asks the interpreter what it is and where its `outstation` lives.
 pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
     // Runs in every Python there is, so that an old one can say that it is.
-    const SCRIPT: &str = "import json, os, sys\n\
-        told = {'version': list(sys.version_info[:2])}\n\
+    const SCRIPT: &str = "import json, os, platform, sys\n\
+        told = {'version': list(sys.version_info[:2]), 'machine': platform.machine()}\n\
         try:\n\
-        \x20 import outstation\n\
+        \x20 import outstation, outstation._frames\n\
         \x20 from importlib import metadata\n\
         \x20 told['outstation'] = metadata.version('outstation')\n\
+        \x20 told['protocol'] = outstation._frames.PROTOCOL\n\
         \x20 told['package'] = os.path.dirname(os.path.abspath(outstation.__file__))\n\
         except Exception:\n\
         \x20 told['lacks'] = '%s: %s' % (sys.exc_info()[0].__name__, sys.exc_info()[1])\n\
@@ -75,6 +100,9 @@ pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
     #[derive(Deserialize)]
     struct Probe {
         version: (u32, u32),
+        #[serde(default)]
+        machine: String,
+        protocol: Option<u32>,
         outstation: Option<String>,
         package: Option<PathBuf>,
         lacks: Option<String>,
@@ -105,7 +133,9 @@ pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
         let what = format!("{shown} is Python {major}.{minor}, older than {least}.{oldest}");
         return Err(Failure::new(what, INTERPRETER_HINT).into());
     }
-    let (Some(version), Some(package)) = (probe.outstation, probe.package) else {
+    let (Some(version), Some(worker_protocol), Some(package)) =
+        (probe.outstation, probe.protocol, probe.package)
+    else {
         let lacks = probe.lacks.unwrap_or_default();
         let what = format!("{shown} cannot import the package `outstation`: {lacks}");
         let hint = format!("{shown} -m pip install outstation, or {INTERPRETER_HINT}");
@@ -117,7 +147,8 @@ pub async fn probe(python: &Path) -> anyhow::Result<Runtime> {
     } else {
         format!("{version}+source.{}", &package_digest(&package)?.hex()[..12])
     };
-    Ok(Runtime { python: format!("{major}.{minor}"), outstation, package })
+    let (python, machine) = (format!("{major}.{minor}"), probe.machine);
+    Ok(Runtime { python, outstation, package, machine, worker_protocol })
 }
 
 /// Names and contents of the package's files, caches aside.
@@ -174,7 +205,9 @@ impl Requirements {
     }
 
     fn cache_key(&self, runtime: &Runtime) -> Digest {
-        Digest::of(format!("python {}\n{}", runtime.python, self.lines.join("\n")).as_bytes())
+        let Runtime { python, machine, .. } = runtime;
+        let lines = self.lines.join("\n");
+        Digest::of(format!("python {python} {machine}\n{lines}").as_bytes())
     }
 }
 
@@ -197,15 +230,39 @@ fn read_lines(path: &Path, depth: usize, lines: &mut Vec<String>) -> anyhow::Res
 }
 
 fn own_lines(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = fs::read_to_string(path)
+    let mut text = fs::read_to_string(path)
         .with_context(|| format!("read the requirements {}", path.display()))
         .hint("Environment(requirements=…) names a file relative to the declarations' folder")?;
+    if path.extension().is_some_and(|extension| extension == "toml") {
+        text = project_dependencies(&text, path)?.join("\n");
+    }
     Ok(text
         .lines()
         .map(|line| line.split(" #").next().unwrap_or(line).trim())
         .filter(|line| !line.is_empty() && !line.starts_with('#') && !names_outstation(line))
         .map(str::to_owned)
         .collect())
+}
+
+/// <https://packaging.python.org/en/latest/specifications/pyproject-toml/#dependencies-optional-dependencies>:
+/// what stands there; what a build would have to say is not asked, as that would run its code.
+fn project_dependencies(text: &str, path: &Path) -> anyhow::Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        project: Option<Project>,
+    }
+    #[derive(Deserialize)]
+    struct Project {
+        dependencies: Option<Vec<String>>,
+    }
+    let file: File = toml::from_str(text)
+        .map_err(|error| anyhow::anyhow!(message::of_toml(text, &error)))
+        .with_context(|| format!("read the requirements {}", path.display()))?;
+    file.project.and_then(|project| project.dependencies).ok_or_else(|| {
+        let what = format!("{} has no dependencies under [project]", path.display());
+        Failure::new(what, "list them there, even if it is none: dynamic ones are not asked for")
+            .into()
+    })
 }
 
 /// The package itself comes with the environment, whatever the requirements say.
@@ -223,7 +280,7 @@ pub async fn lock(
     python: &Path,
     cache: &Path,
 ) -> anyhow::Result<Lock> {
-    let make = |pins| Lock::new(&runtime.python, &runtime.outstation, pins);
+    let make = |pins| Lock::new(runtime, pins);
     let Some(path) = requirements.path.as_ref().filter(|_| !requirements.lines.is_empty()) else {
         return Ok(make(BTreeSet::new()));
     };
@@ -307,11 +364,30 @@ fn parse_pins(text: &str) -> BTreeSet<String> {
 mod tests {
     use super::*;
 
+    fn runtime() -> Runtime {
+        Runtime {
+            python: "3.11".into(),
+            outstation: "0.1.0".into(),
+            package: "/package".into(),
+            machine: "x86_64".into(),
+            worker_protocol: 1,
+        }
+    }
+
+    #[test]
+    fn a_package_that_no_server_understands_is_refused_with_both_versions() {
+        let newer = Runtime { worker_protocol: 9, ..runtime() };
+        let why = newer.check_protocol().expect_err("refused").to_string();
+        assert!(why.contains("outstation 0.1.0 speaks version 9"), "{why}");
+        assert!(why.contains("speaks 1 to 1"), "{why}");
+        runtime().check_protocol().expect("spoken");
+    }
+
     #[test]
     fn the_lock_text_is_canonical() {
         let pins = parse_pins("# made by uv\nnumpy==2.1\n--index-url x\n\n  attrs==24\n");
-        let lock = Lock::new("3.11", "0.1.0", pins);
-        assert_eq!(lock.text, "# python 3.11\n# outstation 0.1.0\nattrs==24\nnumpy==2.1\n");
+        let lock = Lock::new(&runtime(), pins);
+        assert_eq!(lock.text, "# python 3.11 x86_64\n# outstation 0.1.0\nattrs==24\nnumpy==2.1\n");
         assert_eq!(lock.digest, Digest::of(lock.text.as_bytes()));
     }
 
@@ -329,6 +405,28 @@ mod tests {
     }
 
     #[test]
+    fn a_project_names_its_dependencies_or_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let read = |text: &str| {
+            fs::write(dir.path().join("pyproject.toml"), text).expect("written");
+            Requirements::read(dir.path(), Some("pyproject.toml"))
+        };
+        let project = "[project]\nname = 'a'\ndependencies = ['numpy>=2', 'outstation', 'six']\n";
+        assert_eq!(read(project).expect("reads").lines, ["numpy>=2", "six"]);
+        for (text, wanted) in [
+            (
+                "[project]\nname = 'a'\ndynamic = ['dependencies']\n",
+                "no dependencies under [project]",
+            ),
+            ("[tool.other]\n", "no dependencies under [project]"),
+            ("[project\n", "read the requirements"),
+        ] {
+            let why = read(text).expect_err("refused").to_string();
+            assert!(why.contains(wanted), "{why}");
+        }
+    }
+
+    #[test]
     fn comments_change_nothing_and_included_files_count() {
         let dir = tempfile::tempdir().expect("dir");
         let read = |main: &str, other: &str| {
@@ -336,12 +434,7 @@ mod tests {
             fs::write(dir.path().join("other.txt"), other).expect("written");
             Requirements::read(dir.path(), Some("requirements.txt")).expect("reads")
         };
-        let runtime = Runtime {
-            python: "3.11".into(),
-            outstation: "0.1.0".into(),
-            package: "/package".into(),
-        };
-        let key = |requirements: Requirements| requirements.cache_key(&runtime);
+        let key = |requirements: Requirements| requirements.cache_key(&runtime());
         let plain = key(read("numpy\n-r other.txt\n", "attrs\n"));
         assert_eq!(plain, key(read("# why\nnumpy # this\n\n-r other.txt\n", "attrs\n")));
         assert_ne!(plain, key(read("numpy\n-r other.txt\n", "attrs==1\n")));

@@ -112,6 +112,11 @@ impl Layout {
         self.store().join("guardrails/guardrails.toml")
     }
 
+    /// Addressed by content, so that they outlive a run.
+    pub fn environments(&self) -> PathBuf {
+        self.state.join("cache/environments")
+    }
+
     pub fn instances(&self) -> PathBuf {
         self.state.join("instances")
     }
@@ -401,6 +406,8 @@ fn user_data_script(layout: &Layout, slot: &Slot, options: &DevOptions) -> Strin
            --account-agent {nodes} \\\n  \
            --store {store} \\\n  \
            --dir {dir} \\\n  \
+           --environments {environments} \\\n  \
+           --python {python} \\\n  \
            --transform-server {server} \\\n  \
            --account {ACCOUNT} \\\n  \
            --region {REGION} \\\n  \
@@ -409,6 +416,8 @@ fn user_data_script(layout: &Layout, slot: &Slot, options: &DevOptions) -> Strin
         nodes = options.detours.nodes.unwrap_or(slot.nodes()),
         store = quote(&layout.store()),
         dir = quote(&layout.instances()),
+        environments = quote(&layout.environments()),
+        python = quote(&options.python),
         server = quote(&options.bin_dir.join("outstation-transform-server")),
         aws = options.detours.aws.unwrap_or(slot.aws_sim()),
     )

@@ -1,0 +1,193 @@
+//! One environment's files, cut out of its pack by a few threads, each hashed while it is written.
+//! What an attempt before has left is kept where it is right.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use outstation_protocol::Digest;
+use outstation_protocol::environment::{self, Manifest};
+use sha2::{Digest as _, Sha256};
+
+use super::environments::{EnvironmentError, failed};
+
+/// Read at once: of one large file, or many small ones.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+/// A read may be a request to the account store: several are under way.
+const THREADS_MAX: usize = 4;
+
+/// How much of an environment had to be fetched.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub bytes: u64,
+    pub bytes_fetched: u64,
+}
+
+/// Files that lie one behind the other in the pack, and where.
+struct Run<'a> {
+    files: &'a [environment::File],
+    offset: u64,
+}
+
+/// Puts every file of `manifest` below `part`, or says which is not what it should be.
+pub fn files(
+    digest: &Digest,
+    manifest: &Manifest,
+    pack: &File,
+    part: &Path,
+) -> Result<Progress, EnvironmentError> {
+    fs::create_dir_all(part).map_err(failed("create", part))?;
+    for folder in folders(manifest) {
+        let path = part.join(folder);
+        fs::create_dir_all(&path).map_err(failed("create", &path))?;
+    }
+    let runs = runs(&manifest.files);
+    let (next, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let work = || -> Result<(), EnvironmentError> {
+        let mut buffer = vec![0; READ_BYTES];
+        while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let done = write_run(digest, run, pack, part, &mut buffer).inspect_err(|_| {
+                // Nobody begins another.
+                next.store(runs.len(), Ordering::Relaxed);
+            })?;
+            fetched.fetch_add(done, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS_MAX.min(runs.len())).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("threads do not panic"))
+    })?;
+    Ok(Progress { bytes: manifest.bytes(), bytes_fetched: fetched.into_inner() })
+}
+
+/// Makes a virtual environment of it.
+pub fn interpreter(part: &Path, version: &str, base: &Path) -> Result<(), EnvironmentError> {
+    let home = base.parent().unwrap_or(Path::new("/")).display();
+    let config = part.join("pyvenv.cfg");
+    let text =
+        format!("home = {home}\ninclude-system-site-packages = false\nversion = {version}\n");
+    fs::write(&config, text).map_err(failed("write", &config))?;
+    let bin = part.join("bin");
+    fs::create_dir_all(&bin).map_err(failed("create", &bin))?;
+    let link = bin.join("python");
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("replace", &link)(error));
+        }
+        _ => {}
+    }
+    symlink(base, &link).map_err(failed("make", &link))
+}
+
+fn folders(manifest: &Manifest) -> BTreeSet<&str> {
+    let parent = |file: &environment::File| file.path.rfind('/');
+    manifest.files.iter().filter_map(|file| parent(file).map(|end| &file.path[..end])).collect()
+}
+
+/// Small files together, as far as one read takes them; large ones alone.
+fn runs(files: &[environment::File]) -> Vec<Run<'_>> {
+    let mut runs = Vec::new();
+    let (mut first, mut offset, mut bytes) = (0, 0, 0);
+    for (index, file) in files.iter().enumerate() {
+        if index > first && bytes + file.bytes > READ_BYTES as u64 {
+            runs.push(Run { files: &files[first..index], offset });
+            (first, offset, bytes) = (index, offset + bytes, 0);
+        }
+        bytes += file.bytes;
+    }
+    if first < files.len() {
+        runs.push(Run { files: &files[first..], offset });
+    }
+    runs
+}
+
+/// How many bytes of the run had to be fetched.
+fn write_run(
+    digest: &Digest,
+    run: &Run<'_>,
+    pack: &File,
+    part: &Path,
+    buffer: &mut [u8],
+) -> Result<u64, EnvironmentError> {
+    if run.files.iter().all(|file| is_there(&part.join(&file.path), file, buffer)) {
+        return Ok(0);
+    }
+    let bytes: u64 = run.files.iter().map(|file| file.bytes).sum();
+    if let [file] = run.files {
+        return write_large(digest, file, run.offset, pack, part, buffer).map(|()| bytes);
+    }
+    let whole = &mut buffer[..bytes as usize];
+    pack.read_exact_at(whole, run.offset).map_err(failed("read the pack for", part))?;
+    let mut rest = &*whole;
+    for file in run.files {
+        let contents;
+        (contents, rest) = rest.split_at(file.bytes as usize);
+        check(digest, file, Digest::of(contents))?;
+        let path = part.join(&file.path);
+        create(&path, file)
+            .and_then(|mut there| there.write_all(contents))
+            .map_err(failed("write", &path))?;
+    }
+    Ok(bytes)
+}
+
+fn write_large(
+    digest: &Digest,
+    file: &environment::File,
+    mut offset: u64,
+    pack: &File,
+    part: &Path,
+    buffer: &mut [u8],
+) -> Result<(), EnvironmentError> {
+    let path = part.join(&file.path);
+    let mut there = create(&path, file).map_err(failed("write", &path))?;
+    let (mut left, mut hasher) = (file.bytes, Sha256::new());
+    while left > 0 {
+        let some = &mut buffer[..left.min(READ_BYTES as u64) as usize];
+        pack.read_exact_at(some, offset).map_err(failed("read the pack for", part))?;
+        hasher.update(&*some);
+        there.write_all(some).map_err(failed("write", &path))?;
+        offset += some.len() as u64;
+        left -= some.len() as u64;
+    }
+    check(digest, file, Digest::from_bytes(hasher.finalize().into()))
+}
+
+fn check(digest: &Digest, file: &environment::File, found: Digest) -> Result<(), EnvironmentError> {
+    if found == file.digest {
+        return Ok(());
+    }
+    let (path, wanted) = (file.path.clone(), file.digest);
+    Err(EnvironmentError::File { digest: *digest, path, wanted, found })
+}
+
+/// In the place of whatever is there, with a mode of its own.
+fn create(path: &Path, file: &environment::File) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mode = if file.executable { 0o755 } else { 0o644 };
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Left by an attempt before, and whole.
+fn is_there(path: &Path, file: &environment::File, buffer: &mut [u8]) -> bool {
+    let Ok(mut there) = File::open(path) else { return false };
+    if there.metadata().map_or(true, |of| of.len() != file.bytes) {
+        return false;
+    }
+    let mut hasher = Sha256::new();
+    loop {
+        match there.read(buffer) {
+            Ok(0) => return Digest::from_bytes(hasher.finalize().into()) == file.digest,
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+}
