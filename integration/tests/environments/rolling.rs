@@ -55,6 +55,7 @@ async fn a_new_environment_goes_through_five_nodes_and_a_bad_one_stops_at_the_fi
     assert!(told.stdout.contains("boto3"), "describe tells why: {told}");
 
     // Mended, it goes through.
+    world.edit("import boto3\n", "")?;
     require(&world, ONE)?;
     world.apply(5).await?;
     load.pass(500).await?;
