@@ -12,7 +12,9 @@ use outstation_agent::account::journal::{self, command::JournalCommand};
 use outstation_agent::account::{self, config::Config, dry_run, show};
 use outstation_agent::hint::Hinted;
 use outstation_agent::iam::{self, IamPolicyArgs};
-use outstation_agent::node::{self, NodeArgs, fetch, fetch::FetchArgs};
+use outstation_agent::node::fetch::{self, FetchArgs};
+use outstation_agent::node::metadata::{self, ReachArgs};
+use outstation_agent::node::{self, NodeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -51,6 +53,9 @@ enum Role {
     Plan(dry_run::PlanArgs),
     /// Bring an environment to this machine before it is an instance, when its image is made.
     FetchEnvironment(FetchArgs),
+    /// Say which of these addresses takes a connection.
+    #[command(hide = true)]
+    CanReach(ReachArgs),
     /// Run on an instance: fetch what its tags name, and supervise its server.
     Node(NodeArgs),
 }
@@ -105,6 +110,10 @@ fn run(role: Role) -> Result<ExitCode> {
             },
             Role::FetchEnvironment(args) => {
                 fetch::run(args)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Role::CanReach(args) => {
+                metadata::reach(&args);
                 Ok(ExitCode::SUCCESS)
             }
             Role::Node(args) => {

@@ -1,6 +1,7 @@
 //! What the whole-system tests share: a system of their own, declarations that can be edited, calls
 //! that go on in the background while something happens, faults, and what must hold meanwhile.
 
+pub mod debian;
 pub mod disk;
 pub mod fate;
 pub mod faults;

@@ -10,7 +10,9 @@ pub mod imds;
 pub mod install;
 pub mod link;
 pub mod machine;
+pub mod metadata;
 pub mod server;
+mod service;
 mod stages;
 pub mod supervisor;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use self::artifacts::ArtifactStore;
 use self::environments::Environments;
 use self::imds::{Imds, ImdsError};
 use self::link::{Link, LinkSettings, Outbox};
+use self::metadata::MetadataGuard;
 use self::server::ServerSettings;
 use self::supervisor::Supervisor;
 use crate::clock;
@@ -68,6 +71,9 @@ pub struct NodeArgs {
     /// The program outstation-transform-server
     #[arg(long, value_name = "PATH")]
     transform_server: PathBuf,
+    /// The user that functions run as. No server starts while that user reaches instance metadata
+    #[arg(long, value_name = "NAME")]
+    worker_user: Option<String>,
     #[arg(long, value_name = "ID")]
     account: AccountId,
     #[arg(long, value_name = "REGION")]
@@ -149,8 +155,13 @@ async fn supervise(
     let endpoint = link.endpoint();
     let link = tokio::spawn(link.run().in_current_span());
 
+    let guard = args.worker_user.map(|user| MetadataGuard::new(&user, &args.imds)).transpose()?;
+    if guard.is_none() {
+        tracing::warn!("functions run as this agent's user, and read what it can: --worker-user");
+    }
     let servers = ServerSettings {
         program,
+        guard,
         address,
         group: group.to_string(),
         instance: instance.to_string(),
@@ -161,6 +172,7 @@ async fn supervise(
     let store = ArtifactStore::new(&account_store, &dir, environments);
     let supervisor = Supervisor::new(dir, servers, store, events, outbox);
     supervisor.run(inbox, imds, artifacts, shutdown).await;
+    service::stopping();
     link.abort();
     endpoint.close(0u8.into(), b"the node agent stops");
     // One packet has to leave.

@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 
 use super::artifacts::Prepared;
 use super::events::ServerId;
+use super::metadata::MetadataGuard;
 use crate::trust::files;
 
 /// An adopted process is nobody's child here, so its end is seen by looking.
@@ -75,6 +76,8 @@ impl Memory {
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
     pub program: PathBuf,
+    /// None: functions run as this agent's own user.
+    pub guard: Option<MetadataGuard>,
     pub address: IpAddr,
     pub group: String,
     pub instance: String,
@@ -94,6 +97,9 @@ impl ServerSettings {
             ("--drain-secs", DRAIN_SECS.to_string()),
         ] {
             arguments.extend([flag.to_owned(), value]);
+        }
+        if let Some(guard) = &self.guard {
+            arguments.extend(["--worker-user".to_owned(), guard.user().to_owned()]);
         }
         // Options that this version does not know are another version's business.
         if let Some((_, workers)) = artifacts.options.iter().find(|(name, _)| name == "workers") {

@@ -26,6 +26,7 @@ fn settings(dir: &Path, script: &str) -> ServerSettings {
     fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("writes");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("sets");
     ServerSettings {
+        guard: None,
         program,
         address: "127.0.0.1".parse().expect("an address"),
         group: "delay".into(),

@@ -15,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::artifacts::{ArtifactError, ArtifactStore};
+use super::artifacts::ArtifactStore;
 use super::events::{Action, Attempt, Event, ServerId};
 use super::health;
 use super::imds::Imds;
 use super::link::Outbox;
 use super::machine::Machine;
 use super::server::{self, LOG_BYTES_MAX, Memory, ServerRecord, ServerSettings};
+use super::service;
 use crate::clock;
 
 /// How often metadata is asked whether the instance shall end; AutoScaling itself polls slower.
@@ -83,6 +84,8 @@ impl Supervisor {
         let _lifecycle = spawn(watch_lifecycle(imds, self.events.clone()));
         self.take_over(from_tags);
         let mut trim = tokio::time::interval(TRIM_EVERY);
+        let mut alive = service::watchdog_every().map(tokio::time::interval);
+        service::up();
         loop {
             let due = self.machine.next_timeout().map(Instant::from_std);
             let timeout = async {
@@ -96,6 +99,10 @@ impl Supervisor {
                 // The supervisor holds a sender itself, so that there is always a next one.
                 event = inbox.recv() => event.unwrap_or(Event::Timeout),
                 () = timeout => Event::Timeout,
+                _ = async { alive.as_mut().expect("asked for").tick().await }, if alive.is_some() => {
+                    service::not_stuck();
+                    continue;
+                }
                 _ = trim.tick() => {
                     self.trim_logs();
                     continue;
@@ -147,12 +154,16 @@ impl Supervisor {
                 let store = self.store.clone();
                 let bundle = artifacts.bundle;
                 tracing::info!(generation = %artifacts.generation, bundle = %bundle.short(), "fetch");
-                self.prepare(attempt, Event::Fetched(attempt), move || store.fetch(&artifacts));
+                self.prepare(attempt, Event::Fetched(attempt), move || {
+                    store.fetch(&artifacts).map_err(anyhow::Error::from)
+                });
             }
             Action::Verify { attempt, artifacts } => {
                 let store = self.store.clone();
+                let guard = self.settings.guard.clone();
                 self.prepare(attempt, Event::Verified(attempt), move || {
-                    store.verify(&artifacts).map(drop)
+                    store.verify(&artifacts)?;
+                    guard.map_or(Ok(()), |guard| guard.check())
                 });
             }
             Action::Start { server, port, artifacts } => self.start(server, port, &artifacts),
@@ -179,6 +190,7 @@ impl Supervisor {
                 tracing::info!(generation, phase = %state.phase, endpoint, reason, "node is");
                 let address = endpoint.parse::<SocketAddr>().ok();
                 self.serving_port = address.map(|address| address.port());
+                service::is(&state);
                 self.outbox.send_modify(|outbox| outbox.state = Some(state));
             }
             Action::Drained => {
@@ -192,7 +204,7 @@ impl Supervisor {
         &self,
         attempt: Attempt,
         done: Event,
-        work: impl FnOnce() -> Result<(), ArtifactError> + Send + 'static,
+        work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
     ) {
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -200,7 +212,7 @@ impl Supervisor {
             let failed = |reason| Event::PreparationFailed { attempt, reason };
             let event = match tokio::time::timeout(FETCH_MAX, work).await {
                 Ok(Ok(Ok(()))) => done,
-                Ok(Ok(Err(e))) => failed(format!("{:#}", anyhow::Error::from(e))),
+                Ok(Ok(Err(e))) => failed(format!("{e:#}")),
                 Ok(Err(e)) => failed(e.to_string()),
                 Err(_) => failed(format!("not done within {} s", FETCH_MAX.as_secs())),
             };

@@ -63,6 +63,7 @@ impl Place {
         let lifecycle = Arc::new(Mutex::new("InService"));
         let imds = Arc::new(Imds::new(&stub_imds(lifecycle.clone()).await.url));
         let settings = ServerSettings {
+            guard: None,
             program,
             address: address.into(),
             group: "delay".into(),

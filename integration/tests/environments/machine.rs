@@ -36,7 +36,7 @@ impl Machine {
             let mut contents = vec![0; bytes];
             random.fill(&mut contents[..]);
             files.push(environment::File {
-                path: format!("lib/package{}/file{number:04}.py", number / 50),
+                path: format!("lib/package{:04}/file{number:04}.py", number / 50),
                 executable: false,
                 bytes: bytes as u64,
                 digest: Digest::of(&contents),
