@@ -31,6 +31,8 @@ use self::link::{Link, LinkSettings, Outbox};
 use self::server::ServerSettings;
 use self::supervisor::Supervisor;
 use crate::clock;
+use crate::hint::Hinted;
+use crate::store::{Access, AccountStore, Location};
 use crate::tags;
 use outstation_sts::StsEndpoint;
 
@@ -46,8 +48,8 @@ pub struct NodeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     account_agent: String,
     /// The account store: artifacts and trust roots
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX")]
+    store: Location,
     /// This node's own folder is made below it, named after the instance
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
@@ -113,7 +115,20 @@ async fn supervise(
     let absolute = |path: &std::path::Path| {
         std::path::absolute(path).with_context(|| format!("find {}", path.display()))
     };
-    let (account_store, program) = (absolute(&args.store)?, absolute(&args.transform_server)?);
+    let program = absolute(&args.transform_server)?;
+    let location = match args.store {
+        Location::Folder(folder) => Location::Folder(absolute(&folder)?),
+        bucket @ Location::S3 { .. } => bucket,
+    };
+    let account_store = AccountStore::open(&location, Access::of_environment(Some(&args.region)))
+        .context("open the account store")?;
+    // Artifacts are unpacked from files so far.
+    let artifacts_folder = account_store.root().ok_or_else(|| {
+        Hinted::error(
+            format!("a node cannot take its artifacts from {location}"),
+            "give it a folder that holds artifacts/ and trust/ of the account store",
+        )
+    })?;
     let sts = StsEndpoint::choose(&args.region, args.sts_endpoint.as_deref())?;
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (outbox, to_send) = watch::channel(Outbox::default());
@@ -142,7 +157,7 @@ async fn supervise(
         instance: instance.to_string(),
         dir: dir.clone(),
     };
-    let store = artifacts::ArtifactStore::new(&account_store, &dir);
+    let store = artifacts::ArtifactStore::new(&artifacts_folder, &dir);
     let supervisor = Supervisor::new(dir, servers, store, events, outbox);
     supervisor.run(inbox, imds, artifacts, shutdown).await;
     link.abort();
