@@ -7,5 +7,6 @@ pub mod frames;
 pub mod hint;
 pub mod iam;
 pub mod node;
+pub mod store;
 mod tags;
 pub mod trust;

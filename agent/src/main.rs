@@ -15,6 +15,7 @@ use outstation_agent::iam::{self, IamPolicyArgs};
 use outstation_agent::node::fetch::{self, FetchArgs};
 use outstation_agent::node::metadata::{self, ReachArgs};
 use outstation_agent::node::{self, NodeArgs};
+use outstation_agent::store::StoreError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -182,6 +183,29 @@ fn hint(error: &anyhow::Error) -> &'static str {
                     file: move it away, or change the configuration";
         }
         Some(_) | None => {}
+    }
+    match error.chain().find_map(|cause| cause.downcast_ref::<StoreError>()) {
+        Some(StoreError::Denied { .. }) => {
+            return "attach to the role what `outstation-agent iam-policy --profile store` prints, and look at the \
+                    bucket's own policy";
+        }
+        Some(StoreError::Unreachable { .. }) => {
+            return "check the way to S3 (a gateway endpoint of the VPC, AWS_ENDPOINT_URL_S3), and start again";
+        }
+        Some(
+            StoreError::NoBucket { .. }
+            | StoreError::OtherRegion { .. }
+            | StoreError::Refused { .. }
+            | StoreError::Client { .. },
+        ) => return "correct store or region in the configuration, or the bucket that it names",
+        Some(
+            StoreError::Disk { .. }
+            | StoreError::Exists
+            | StoreError::Moved
+            | StoreError::TooLarge { .. }
+            | StoreError::TooMany { .. },
+        )
+        | None => {}
     }
     if text.contains("another account agent runs") {
         "one is enough: stop it first, or give this one a state folder of its own"

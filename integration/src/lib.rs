@@ -8,7 +8,9 @@ pub mod faults;
 pub mod invariants;
 pub mod links;
 pub mod parts;
+pub mod s3;
 pub mod usage;
+pub mod venv;
 
 pub mod bad;
 pub mod clock_shift;

@@ -16,6 +16,7 @@ use super::guardrails::Guardrails;
 use super::ledger::Ledger;
 use crate::clock;
 use crate::hint::Hinted;
+use crate::store::there;
 
 /// There is something to decide and nothing was: `--dry-run`, or groups that need more than a yes.
 const EXIT_UNDECIDED: u8 = 2;
@@ -38,20 +39,15 @@ pub struct AdoptArgs {
 
 pub async fn run(args: AdoptArgs) -> Result<ExitCode> {
     let config = Config::load(&args.config)?;
-    if !config.store.is_dir() {
-        return Err(Hinted::error(
-            format!("there is no account store at {}", config.store.display()),
-            "mount it, or correct store in the configuration",
-        ));
-    }
-    let guardrails = Guardrails::read(&config.store.join("guardrails").join("guardrails.toml"))
-        .map_err(|why| {
-            Hinted::error(
-                format!("the account has no valid guardrails: {why}"),
-                "they say which AutoScaling groups are ours: mend them first",
-            )
-        })?;
-    let mut ledger = Ledger::open(&config.store).context("open the ledger")?;
+    let store = config.open_store()?;
+    there(&store, "mount it, or correct store in the configuration")?;
+    let guardrails = Guardrails::read(&store).map_err(|why| {
+        Hinted::error(
+            format!("the account has no valid guardrails: {why}"),
+            "they say which AutoScaling groups are ours: mend them first",
+        )
+    })?;
+    let mut ledger = Ledger::open(&store).context("open the ledger")?;
     let aws = Aws::connect(&config, None).await;
     aws.check_account(&config).await.context("ask STS whose account this is")?;
     let observed = aws.observe(&config.tenant, &guardrails).await.context("look at the account")?;

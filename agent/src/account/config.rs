@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::floor::{Contradiction, Tag};
 use super::guardrails::in_one_line;
+use crate::store::{Access, AccountStore, Location, StoreError};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,8 +20,8 @@ pub struct Config {
     pub profile: Profile,
     pub account: AccountId,
     pub region: Region,
-    /// The account store: a folder of the shape of DESIGN's table of prefixes.
-    pub store: PathBuf,
+    /// The account store: a folder, or `s3://bucket/prefix`, of the shape of DESIGN's table of prefixes.
+    pub store: Location,
     /// Its own key, certificate and last known nodes.
     pub state: PathBuf,
     #[serde(default)]
@@ -64,6 +65,8 @@ fn reconcile_secs() -> u64 {
 pub struct AwsConfig {
     /// Instead of AWS's own endpoints, for AutoScaling and STS alike.
     pub endpoint: Option<String>,
+    /// The same for an account store in S3; without it `AWS_ENDPOINT_URL_S3` says so, or nobody.
+    pub s3_endpoint: Option<String>,
     /// Of all calls of this agent together. AWS has one budget for the account and region, which others need too.
     pub requests_per_second: Option<u32>,
 }
@@ -122,6 +125,12 @@ impl Config {
         toml::from_str(&text).map_err(|error| {
             anyhow!("the configuration {}: {}", path.display(), in_one_line(&text, &error))
         })
+    }
+
+    pub fn open_store(&self) -> Result<AccountStore, StoreError> {
+        let mut access = Access::of_environment(Some(&self.region));
+        access.endpoint = self.aws.s3_endpoint.clone().or(access.endpoint);
+        AccountStore::open(&self.store, access)
     }
 
     pub fn data_plane(&self) -> DataPlane {

@@ -12,9 +12,11 @@ use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, 
 use outstation_protocol::signing::SignerName;
 use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
 
+use super::guardrails::{Guardrails, NoGuardrails};
 use super::journal::record::Event;
 use super::judge::{Approved, Bench, judge};
-use super::shared::{Shared, lock};
+use super::ledger::Ledger;
+use super::shared::Shared;
 use crate::trust::files;
 
 pub struct Desk {
@@ -48,32 +50,42 @@ impl Desk {
 
     /// The newest order of each group, as the ledger holds it now.
     pub fn heads(&self) -> BTreeMap<GroupName, (Generation, Digest)> {
-        let ledger = lock(&self.shared.ledger);
-        let heads = ledger.accepted().iter();
+        let view = self.shared.view();
+        let heads = view.accepted.iter();
         heads.map(|(group, a)| (group.clone(), (a.order.generation, a.digest))).collect()
     }
 
     /// *Accepted* is said only of what is on disk.
     pub fn judge(&self, entry: &SetEntry, envelope: &Envelope) -> Verdict {
         let guardrails = self.shared.refresh_guardrails();
+        let (refused, signed_by) =
+            self.shared.with_ledger(|ledger| self.weighed(entry, envelope, &guardrails, ledger));
+        self.tell(entry, envelope, refused, &signed_by)
+    }
+
+    /// Why it is refused, or who has signed what is in the ledger now.
+    fn weighed(
+        &self,
+        entry: &SetEntry,
+        envelope: &Envelope,
+        guardrails: &Result<Guardrails, NoGuardrails>,
+        ledger: &mut Ledger,
+    ) -> (Option<Refusal>, String) {
         // In this order: whoever changes the ledger says first what that makes of the account.
-        let mut ledger = lock(&self.shared.ledger);
         // Another agent may have accepted something since the last look: a refusal is final, so it
         // must not come from what is no longer so.
         if ledger.refresh() {
-            self.shared.weigh(&ledger);
+            self.shared.weigh(ledger);
             self.shared.ledger_changed.send_modify(|count| *count += 1);
             self.shared.look.notify_one();
         }
         let standing = self.shared.standing.borrow().clone();
-        let (group, generation) = (&entry.group, entry.generation);
-        let digest = entry.digest.short();
         let bench = Bench {
             identity: &self.shared.identity,
             ledger: ledger.accepted(),
             floors: ledger.floors(),
             standing: &standing,
-            guardrails: &guardrails,
+            guardrails,
             now_unix_secs: self.shared.clock.unix_secs(),
         };
         let judged = judge(entry, envelope, &bench);
@@ -86,7 +98,7 @@ impl Desk {
                 }
                 Err(error) => {
                     // It has learnt what is there instead.
-                    self.shared.weigh(&ledger);
+                    self.shared.weigh(ledger);
                     self.shared.ledger_changed.send_modify(|count| *count += 1);
                     self.shared.look.notify_one();
                     Some(Refusal {
@@ -99,7 +111,18 @@ impl Desk {
             },
             Err(refusal) => Some(refusal),
         };
-        drop(ledger);
+        (refused, signed_by)
+    }
+
+    fn tell(
+        &self,
+        entry: &SetEntry,
+        envelope: &Envelope,
+        refused: Option<Refusal>,
+        signed_by: &str,
+    ) -> Verdict {
+        let (group, generation) = (&entry.group, entry.generation);
+        let digest = entry.digest.short();
         self.shared.note(|| Event::Order {
             group: group.clone(),
             generation,
@@ -124,7 +147,7 @@ impl Desk {
 
     /// The order that a broker with an older database has lost, as the ledger holds it.
     pub fn hand_back(&self, entry: &SetEntry) -> Option<Envelope> {
-        let kept = lock(&self.shared.ledger).envelope(&entry.group);
+        let kept = self.shared.with_ledger(|ledger| ledger.envelope(&entry.group));
         let kept = kept.inspect_err(|error| {
             tracing::warn!(group = %entry.group, generation = %entry.generation,
                 digest = entry.digest.short(), error = format!("{:#}", anyhow!("{error}")),

@@ -20,6 +20,7 @@ use super::plan::{self, Action, GroupPlan, Plan};
 use super::scale_only::{self, Converged};
 use crate::clock;
 use crate::hint::Hinted;
+use crate::store::there;
 
 /// Something would be done.
 const EXIT_CHANGES: u8 = 2;
@@ -36,20 +37,15 @@ pub struct PlanArgs {
 
 pub async fn run(args: PlanArgs) -> Result<ExitCode> {
     let config = Config::load(&args.config)?;
-    if !config.store.is_dir() {
-        return Err(Hinted::error(
-            format!("there is no account store at {}", config.store.display()),
-            "mount it, or correct store in the configuration",
-        ));
-    }
-    let guardrails = Guardrails::read(&config.store.join("guardrails").join("guardrails.toml"))
-        .map_err(|why| {
-            Hinted::error(
-                format!("the account has no valid guardrails: {why}"),
-                "everything is held until they are mended, so nothing would be done",
-            )
-        })?;
-    let ledger = Ledger::open(&config.store).context("open the ledger")?;
+    let store = config.open_store()?;
+    there(&store, "mount it, or correct store in the configuration")?;
+    let guardrails = Guardrails::read(&store).map_err(|why| {
+        Hinted::error(
+            format!("the account has no valid guardrails: {why}"),
+            "everything is held until they are mended, so nothing would be done",
+        )
+    })?;
+    let ledger = Ledger::open(&store).context("open the ledger")?;
     let aws = Aws::connect(&config, None).await;
     aws.check_account(&config).await.context("ask STS whose account this is")?;
     let mut observed = Eyes::default()

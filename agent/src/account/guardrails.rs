@@ -2,11 +2,16 @@
 //! A missing or broken file means: hold everything.
 
 use std::fmt;
-use std::path::Path;
 
 use outstation_protocol::GroupName;
 use outstation_protocol::signing::Signers;
 use serde::Deserialize;
+
+use crate::store::AccountStore;
+
+pub const KEY: &str = "guardrails/guardrails.toml";
+/// People write it by hand.
+const BYTES_MAX: u64 = 256 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,11 +129,14 @@ impl fmt::Display for NoGuardrails {
 }
 
 impl Guardrails {
-    pub fn read(path: &Path) -> Result<Guardrails, NoGuardrails> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| NoGuardrails(format!("cannot read {}: {e}", path.display())))?;
-        Guardrails::parse(&text)
-            .map_err(|NoGuardrails(why)| NoGuardrails(format!("{}: {why}", path.display())))
+    pub fn read(store: &AccountStore) -> Result<Guardrails, NoGuardrails> {
+        let name = store.name(KEY);
+        let unread = |why: String| NoGuardrails(format!("cannot read {name}: {why}"));
+        let found = store.get(KEY, BYTES_MAX);
+        let found = found.map_err(|e| unread(format!("{:#}", anyhow::Error::from(e))))?;
+        let found = found.ok_or_else(|| unread("it is not there".to_owned()))?;
+        let text = String::from_utf8(found.bytes).map_err(|e| unread(e.to_string()))?;
+        Guardrails::parse(&text).map_err(|NoGuardrails(why)| NoGuardrails(format!("{name}: {why}")))
     }
 
     pub fn parse(text: &str) -> Result<Guardrails, NoGuardrails> {
@@ -267,8 +275,9 @@ mod tests {
 
     #[test]
     fn a_missing_file_names_its_path() {
-        let NoGuardrails(why) =
-            Guardrails::read(Path::new("/nowhere/guardrails.toml")).expect_err("absent");
-        assert!(why.starts_with("cannot read /nowhere/guardrails.toml"), "{why}");
+        let store = AccountStore::folder(std::path::Path::new("/nowhere"));
+        let NoGuardrails(why) = Guardrails::read(&store).expect_err("absent");
+        let wanted = "cannot read /nowhere/guardrails/guardrails.toml: it is not there";
+        assert_eq!(why, wanted);
     }
 }

@@ -3,19 +3,16 @@
 //! replaces, so two agents cannot both move a group. Beside it, under `state/floors/`, what people
 //! have decided about groups of which the ledger knew too little.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use nix::fcntl::{Flock, FlockArg};
 use outstation_protocol::envelope::EnvelopeError;
 use outstation_protocol::ids::IdError;
 use outstation_protocol::order::{Order, OrderError};
 use outstation_protocol::{Digest, Envelope, GroupName};
 
 use super::floor::{Floor, Floors};
-use crate::trust::files;
+use crate::store::{AccountStore, OBJECT_BYTES_MAX, Object, StoreError, Version};
 
 /// An order that is in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +24,11 @@ pub struct Accepted {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("{path} of the ledger cannot be used")]
-    Io { path: PathBuf, source: std::io::Error },
+    Store { path: String, source: StoreError },
     #[error(
         "{path} of the ledger is damaged: restore that file, or the account store, from a version before"
     )]
-    Damaged { path: PathBuf, source: Damage },
+    Damaged { path: String, source: Damage },
     #[error(
         "group {group} was moved by another agent: the ledger holds {found:?}, not {expected:?}"
     )]
@@ -62,12 +59,19 @@ pub struct Trouble {
 }
 
 pub struct Ledger {
-    lock: PathBuf,
+    store: AccountStore,
     orders: Folder<Stored>,
     floors: Folder<Floor>,
     /// The orders that count: those above their group's floor.
-    accepted: BTreeMap<GroupName, Accepted>,
-    trouble: Vec<Trouble>,
+    accepted: Arc<BTreeMap<GroupName, Accepted>>,
+    trouble: Arc<Vec<Trouble>>,
+}
+
+/// What a ledger knew at one moment, for whoever must not wait for the account store.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    pub accepted: Arc<BTreeMap<GroupName, Accepted>>,
+    pub trouble: Arc<Vec<Trouble>>,
 }
 
 /// An order as it is in its file, whether it counts or not.
@@ -75,14 +79,11 @@ type Stored = Accepted;
 
 impl Ledger {
     /// Reads everything; a damaged file stops the agent rather than being taken for an absent one.
-    pub fn open(store: &Path) -> Result<Ledger, LedgerError> {
-        let state = store.join("state");
-        let orders = Folder::new(state.join("orders"), read_order)?;
-        let floors = Folder::new(state.join("floors"), read_floor)?;
-        let lock = state.join("orders").join(".lock");
-        let accepted = BTreeMap::new();
-        let mut ledger = Ledger { lock, orders, floors, accepted, trouble: Vec::new() };
-        ledger.remove_leftovers()?;
+    pub fn open(store: &AccountStore) -> Result<Ledger, LedgerError> {
+        let orders = Folder::new(store.clone(), "state/orders", read_order)?;
+        let floors = Folder::new(store.clone(), "state/floors", read_floor)?;
+        let (accepted, trouble) = (Arc::default(), Arc::default());
+        let mut ledger = Ledger { store: store.clone(), orders, floors, accepted, trouble };
         let (_, failures) = ledger.scan();
         match failures.into_iter().next() {
             Some((_, error)) => Err(error),
@@ -90,13 +91,12 @@ impl Ledger {
         }
     }
 
-    fn remove_leftovers(&self) -> Result<(), LedgerError> {
-        let _lock = self.lock()?;
-        for folder in [&self.orders.folder, &self.floors.folder] {
-            files::remove_leftovers(folder)
-                .map_err(|source| LedgerError::Io { path: folder.clone(), source })?;
-        }
-        Ok(())
+    pub fn store(&self) -> &AccountStore {
+        &self.store
+    }
+
+    pub fn view(&self) -> View {
+        View { accepted: self.accepted.clone(), trouble: self.trouble.clone() }
     }
 
     /// Takes over what has changed in the account store since: another agent's acceptance, a
@@ -104,13 +104,11 @@ impl Ledger {
     /// True if there was anything; what cannot be read is in [`Ledger::trouble`].
     pub fn refresh(&mut self) -> bool {
         let (changed, failures) = self.scan();
-        self.trouble = failures
-            .into_iter()
-            .map(|(group, error)| Trouble {
-                group,
-                message: format!("{:#}", anyhow::Error::from(error)),
-            })
-            .collect();
+        let told = failures.into_iter().map(|(group, error)| Trouble {
+            group,
+            message: format!("{:#}", anyhow::Error::from(error)),
+        });
+        self.trouble = Arc::new(told.collect());
         changed
     }
 
@@ -130,10 +128,10 @@ impl Ledger {
             Some(stored.order.generation) > floor
         };
         let orders = self.orders.values.iter();
-        self.accepted = orders
+        let counting = orders
             .filter(|(group, stored)| counts(group, stored))
-            .map(|(group, stored)| (group.clone(), stored.clone()))
-            .collect();
+            .map(|(group, stored)| (group.clone(), stored.clone()));
+        self.accepted = Arc::new(counting.collect());
     }
 
     pub fn accepted(&self) -> &BTreeMap<GroupName, Accepted> {
@@ -153,35 +151,39 @@ impl Ledger {
     /// envelope survives a power cut.
     pub fn accept(&mut self, order: Order, envelope: &Envelope) -> Result<(), LedgerError> {
         let group = order.group.clone();
-        let path = self.orders.path(&group);
-        let io = |source| LedgerError::Io { path: path.clone(), source };
-        let _lock = self.lock()?;
         let expected = self.orders.values.get(&group).map(|stored| stored.digest);
         let floor = self.floors.values.get(&group).cloned();
-        let found = self.orders.look(&group)?.map(|stored| stored.digest);
-        let floor_found = self.floors.look(&group)?.cloned();
-        if found != expected || floor_found != floor {
-            self.count();
-            if floor_found != floor {
-                return Err(LedgerError::FloorMoved { group });
+        let mut found = self.orders.look(&group)?.map(|stored| stored.digest);
+        let mut floor_found = self.floors.look(&group)?.cloned();
+        if found == expected && floor_found == floor {
+            let accepted = Accepted { order, digest: envelope.digest() };
+            match self.orders.swap(&group, &envelope.to_json(), accepted) {
+                Ok(()) => {
+                    self.count();
+                    found = Some(envelope.digest());
+                }
+                Err(LedgerError::Store { source: StoreError::Moved, .. }) => {
+                    found = self.orders.look(&group)?.map(|stored| stored.digest);
+                }
+                Err(error) => return Err(error),
             }
-            // Another agent of this account has accepted the very same: that is what was asked for.
-            if found == Some(envelope.digest()) {
-                return Ok(());
-            }
-            return Err(LedgerError::Swapped { group, expected, found });
+            // A person may have decided while it was written: then it counts only above the floor.
+            floor_found = self.floors.look(&group)?.cloned();
         }
-        files::replace(&path, &envelope.to_json(), 0o600).map_err(io)?;
-        self.orders.put(&group, Accepted { order, digest: envelope.digest() });
         self.count();
-        Ok(())
+        if floor_found != floor {
+            return Err(LedgerError::FloorMoved { group });
+        }
+        // Ours, or another agent of this account has accepted the very same: that is what was asked for.
+        if found == Some(envelope.digest()) {
+            return Ok(());
+        }
+        Err(LedgerError::Swapped { group, expected, found })
     }
 
     /// Puts a floor in the place of the one that this ledger last saw there, durably.
     pub fn decide(&mut self, floor: Floor) -> Result<(), LedgerError> {
         let group = floor.group.clone();
-        let path = self.floors.path(&group);
-        let _lock = self.lock()?;
         let expected = self.floors.values.get(&group).cloned();
         let ordered = self.orders.values.get(&group).map(|stored| stored.digest);
         let found = self.floors.look(&group)?.cloned();
@@ -192,108 +194,118 @@ impl Ledger {
             return Err(LedgerError::FloorMoved { group });
         }
         let json = serde_json::to_vec_pretty(&floor).expect("plain values always serialize");
-        files::replace(&path, &json, 0o600).map_err(|source| LedgerError::Io { path, source })?;
-        self.floors.put(&group, floor);
+        let written = self.floors.swap(&group, &json, floor);
         self.count();
-        Ok(())
+        // An order that came meanwhile was not what the person has seen.
+        let moved = self.orders.look(&group)?.map(|stored| stored.digest) != ordered;
+        self.count();
+        match written {
+            Err(LedgerError::Store { source: StoreError::Moved, .. }) => {
+                Err(LedgerError::FloorMoved { group })
+            }
+            Err(error) => Err(error),
+            Ok(()) if moved => Err(LedgerError::FloorMoved { group }),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// True if the account store still holds `digest` for `group`, and nobody has put a floor above
     /// it: asked before every mutation.
     pub fn is_newest(&self, group: &GroupName, digest: Digest) -> Result<bool, LedgerError> {
-        let Some(found) = read_order(&self.orders.path(group), group)? else { return Ok(false) };
-        let floor = read_floor(&self.floors.path(group), group)?.and_then(|f| f.generation);
+        let Some((found, _)) = self.orders.read(group)? else { return Ok(false) };
+        let floor = self.floors.read(group)?.and_then(|(floor, _)| floor.generation);
         Ok(found.digest == digest && Some(found.order.generation) > floor)
     }
 
     /// What was accepted for `group`, whole: for a broker that has lost it.
     pub fn envelope(&self, group: &GroupName) -> Result<Option<Envelope>, LedgerError> {
-        read(&self.orders.path(group), |bytes| Ok(Envelope::from_json(bytes)?))
-    }
-
-    /// One writer at a time; between two of them the files themselves are compared.
-    fn lock(&self) -> Result<Flock<File>, LedgerError> {
-        let io = |source| LedgerError::Io { path: self.lock.clone(), source };
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&self.lock);
-        Flock::lock(file.map_err(io)?, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io(errno.into()))
+        let Some(object) = self.orders.get(group)? else { return Ok(None) };
+        let envelope = Envelope::from_json(&object.bytes);
+        envelope.map(Some).map_err(|error| self.orders.damaged(group, error.into()))
     }
 }
 
-type Read<T> = fn(&Path, &GroupName) -> Result<Option<T>, LedgerError>;
+type Parse<T> = fn(&[u8], &GroupName) -> Result<T, Damage>;
 
 /// A folder of one file per group, as it was when it was last looked at.
 struct Folder<T> {
-    folder: PathBuf,
-    read: Read<T>,
-    seen: BTreeMap<GroupName, FileId>,
+    store: AccountStore,
+    prefix: &'static str,
+    parse: Parse<T>,
+    seen: BTreeMap<GroupName, Version>,
     values: BTreeMap<GroupName, T>,
 }
 
-/// Differs for every file that was ever put at a path by [`files::replace`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct FileId {
-    inode: u64,
-    changed: (i64, i64),
-    len: u64,
-}
-
-impl FileId {
-    fn of(path: &Path) -> std::io::Result<FileId> {
-        let of = fs::metadata(path)?;
-        Ok(FileId { inode: of.ino(), changed: (of.ctime(), of.ctime_nsec()), len: of.len() })
-    }
-}
-
 impl<T> Folder<T> {
-    fn new(folder: PathBuf, read: Read<T>) -> Result<Folder<T>, LedgerError> {
-        fs::create_dir_all(&folder)
-            .map_err(|source| LedgerError::Io { path: folder.clone(), source })?;
-        Ok(Folder { folder, read, seen: BTreeMap::new(), values: BTreeMap::new() })
+    fn new(
+        store: AccountStore,
+        prefix: &'static str,
+        parse: Parse<T>,
+    ) -> Result<Folder<T>, LedgerError> {
+        let prepared = store.prepare(prefix);
+        prepared.map_err(|source| LedgerError::Store { path: store.name(prefix), source })?;
+        Ok(Folder { store, prefix, parse, seen: BTreeMap::new(), values: BTreeMap::new() })
     }
 
-    fn path(&self, group: &GroupName) -> PathBuf {
-        self.folder.join(format!("{group}.json"))
+    fn key(&self, group: &GroupName) -> String {
+        format!("{}/{group}.json", self.prefix)
+    }
+
+    fn failed(&self, group: &GroupName) -> impl Fn(StoreError) -> LedgerError {
+        let path = self.store.name(&self.key(group));
+        move |source| LedgerError::Store { path: path.clone(), source }
+    }
+
+    fn damaged(&self, group: &GroupName, source: Damage) -> LedgerError {
+        LedgerError::Damaged { path: self.store.name(&self.key(group)), source }
+    }
+
+    fn get(&self, group: &GroupName) -> Result<Option<Object>, LedgerError> {
+        self.store.get(&self.key(group), OBJECT_BYTES_MAX).map_err(self.failed(group))
+    }
+
+    fn read(&self, group: &GroupName) -> Result<Option<(T, Version)>, LedgerError> {
+        let Some(Object { bytes, version }) = self.get(group)? else { return Ok(None) };
+        let parsed = (self.parse)(&bytes, group);
+        parsed.map(|value| Some((value, version))).map_err(|source| self.damaged(group, source))
     }
 
     /// Reads what is new and forgets what is gone; what cannot be read stays as it was. True if
     /// anything changed.
     fn scan(&mut self, failures: &mut Vec<(Option<GroupName>, LedgerError)>) -> bool {
-        let groups = match self.groups() {
-            Ok(groups) => groups,
+        let there = match self.there() {
+            Ok(there) => there,
             Err(error) => {
                 failures.push((None, error));
                 return false;
             }
         };
         let mut changed = false;
-        for group in &groups {
-            let id = FileId::of(&self.path(group)).ok();
-            if id.is_some() && self.seen.get(group) == id.as_ref() {
+        for (group, version) in &there {
+            if self.seen.get(group) == Some(version) {
                 continue;
             }
             match self.look(group) {
                 Ok(_) => changed = true,
+                // Of a store that does not answer, one is enough.
+                Err(LedgerError::Store { path, source }) if source.is_passing() => {
+                    failures.push((None, LedgerError::Store { path, source }));
+                    return changed;
+                }
                 Err(error) => failures.push((Some(group.clone()), error)),
             }
         }
         let before = self.values.len();
-        self.seen.retain(|group, _| groups.contains(group));
-        self.values.retain(|group, _| groups.contains(group));
+        self.seen.retain(|group, _| there.contains_key(group));
+        self.values.retain(|group, _| there.contains_key(group));
         changed | (self.values.len() != before)
     }
 
     /// Takes over what is there for one group now.
     fn look(&mut self, group: &GroupName) -> Result<Option<&T>, LedgerError> {
-        let path = self.path(group);
-        // Taken before the content: a change in between is seen at the next look.
-        let id = FileId::of(&path).ok();
-        match ((self.read)(&path, group)?, id) {
-            (Some(value), Some(id)) => {
-                self.seen.insert(group.clone(), id);
-                self.values.insert(group.clone(), value);
-            }
-            (Some(_) | None, _) => {
+        match self.read(group)? {
+            Some((value, version)) => self.put(group, value, version),
+            None => {
                 self.seen.remove(group);
                 self.values.remove(group);
             }
@@ -301,67 +313,53 @@ impl<T> Folder<T> {
         Ok(self.values.get(group))
     }
 
-    /// What we have just written there ourselves.
-    fn put(&mut self, group: &GroupName, value: T) {
-        if let Ok(id) = FileId::of(&self.path(group)) {
-            self.seen.insert(group.clone(), id);
-        }
+    fn put(&mut self, group: &GroupName, value: T, version: Version) {
+        self.seen.insert(group.clone(), version);
         self.values.insert(group.clone(), value);
     }
 
-    fn groups(&self) -> Result<BTreeSet<GroupName>, LedgerError> {
-        let io = |source| LedgerError::Io { path: self.folder.clone(), source };
-        let mut groups = BTreeSet::new();
-        for entry in fs::read_dir(&self.folder).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            if let Some(stem) = name.and_then(|name| name.strip_suffix(".json")) {
+    /// Puts `value` in the place of what was there at the last look.
+    fn swap(&mut self, group: &GroupName, bytes: &[u8], value: T) -> Result<(), LedgerError> {
+        let swapped = self.store.swap(&self.key(group), bytes, self.seen.get(group));
+        let version = swapped.map_err(self.failed(group))?;
+        self.put(group, value, version);
+        Ok(())
+    }
+
+    fn there(&self) -> Result<BTreeMap<GroupName, Version>, LedgerError> {
+        let failed = |source| LedgerError::Store { path: self.store.name(self.prefix), source };
+        let gone =
+            || StoreError::Disk { action: "read", source: std::io::ErrorKind::NotFound.into() };
+        let entries = self.store.list(self.prefix).and_then(|entries| entries.ok_or_else(gone));
+        let mut there = BTreeMap::new();
+        for entry in entries.map_err(failed)? {
+            if let Some(stem) = entry.name.strip_suffix(".json") {
                 let group = GroupName::try_from(stem).map_err(|error| LedgerError::Damaged {
-                    path: path.clone(),
+                    path: self.store.name(&format!("{}/{}", self.prefix, entry.name)),
                     source: error.into(),
                 })?;
-                groups.insert(group);
+                there.insert(group, entry.version);
             }
         }
-        Ok(groups)
+        Ok(there)
     }
 }
 
-fn read_order(path: &Path, group: &GroupName) -> Result<Option<Stored>, LedgerError> {
-    read(path, |bytes| {
-        let envelope = Envelope::from_json(bytes)?;
-        let order = Order::from_envelope(&envelope)?;
-        if order.group != *group {
-            return Err(Damage::OtherGroup(order.group));
-        }
-        Ok(Accepted { order, digest: envelope.digest() })
-    })
-}
-
-fn read_floor(path: &Path, group: &GroupName) -> Result<Option<Floor>, LedgerError> {
-    read(path, |bytes| {
-        let floor: Floor = serde_json::from_slice(bytes).map_err(Damage::Floor)?;
-        if floor.group != *group {
-            return Err(Damage::OtherGroup(floor.group));
-        }
-        Ok(floor)
-    })
-}
-
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, LedgerError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(LedgerError::Io { path: path.to_owned(), source }),
+fn read_order(bytes: &[u8], group: &GroupName) -> Result<Stored, Damage> {
+    let envelope = Envelope::from_json(bytes)?;
+    let order = Order::from_envelope(&envelope)?;
+    if order.group != *group {
+        return Err(Damage::OtherGroup(order.group));
     }
+    Ok(Accepted { order, digest: envelope.digest() })
 }
 
-fn read<T>(
-    path: &Path,
-    parse: impl Fn(&[u8]) -> Result<T, Damage>,
-) -> Result<Option<T>, LedgerError> {
-    let Some(bytes) = read_file(path)? else { return Ok(None) };
-    parse(&bytes).map(Some).map_err(|source| LedgerError::Damaged { path: path.to_owned(), source })
+fn read_floor(bytes: &[u8], group: &GroupName) -> Result<Floor, Damage> {
+    let floor: Floor = serde_json::from_slice(bytes).map_err(Damage::Floor)?;
+    if floor.group != *group {
+        return Err(Damage::OtherGroup(floor.group));
+    }
+    Ok(floor)
 }
 
 #[cfg(test)]

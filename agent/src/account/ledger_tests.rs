@@ -1,18 +1,24 @@
+use std::fs;
+
 use super::*;
 use crate::account::testing::{group, order, spec, temporary_folder};
 use outstation_protocol::Generation;
 use outstation_protocol::order::Intent;
 
+fn open(store: &tempfile::TempDir) -> Result<Ledger, LedgerError> {
+    Ledger::open(&AccountStore::folder(store.path()))
+}
+
 #[test]
 fn what_was_accepted_is_there_after_a_restart() {
     let store = temporary_folder();
-    let mut ledger = Ledger::open(store.path()).expect("an empty store");
+    let mut ledger = open(&store).expect("an empty store");
     let first = order("a", 1, None, Intent::Apply(spec(3)));
     let envelope = first.clone().into_envelope();
     ledger.accept(first.clone(), &envelope).expect("nothing there before");
     drop(ledger);
 
-    let ledger = Ledger::open(store.path()).expect("own files");
+    let ledger = open(&store).expect("own files");
     assert_eq!(ledger.accepted()[&group("a")].order, first);
     assert!(ledger.is_newest(&group("a"), envelope.digest()).expect("readable"));
 }
@@ -20,15 +26,15 @@ fn what_was_accepted_is_there_after_a_restart() {
 #[test]
 fn two_agents_cannot_both_move_a_group() {
     let store = temporary_folder();
-    let mut one = Ledger::open(store.path()).expect("an empty store");
-    let mut two = Ledger::open(store.path()).expect("an empty store");
+    let mut one = open(&store).expect("an empty store");
+    let mut two = open(&store).expect("an empty store");
     let three = order("a", 1, None, Intent::Apply(spec(3)));
     let four = order("a", 1, None, Intent::Apply(spec(4)));
     one.accept(three.clone(), &three.clone().into_envelope()).expect("first");
     let error = two.accept(four.clone(), &four.into_envelope()).expect_err("second");
     assert!(matches!(error, LedgerError::Swapped { expected: None, found: Some(_), .. }));
     assert_eq!(two.accepted()[&group("a")].order, three, "it has learnt what is there");
-    let mut late = Ledger::open(store.path()).expect("own files");
+    let mut late = open(&store).expect("own files");
     let next = order("a", 2, Some(Digest::of(b"parent")), Intent::Apply(spec(5)));
     for ledger in [&mut two, &mut late] {
         let again = ledger.accept(next.clone(), &next.clone().into_envelope());
@@ -40,11 +46,11 @@ fn two_agents_cannot_both_move_a_group() {
 #[test]
 fn a_damaged_file_is_an_error_and_not_an_absence() {
     let store = temporary_folder();
-    let mut ledger = Ledger::open(store.path()).expect("an empty store");
+    let mut ledger = open(&store).expect("an empty store");
     let first = order("a", 1, None, Intent::Destroy);
     ledger.accept(first.clone(), &first.into_envelope()).expect("accepted");
     fs::write(store.path().join("state/orders/a.json"), b"{\"payl").expect("writable");
-    assert!(matches!(Ledger::open(store.path()), Err(LedgerError::Damaged { .. })));
+    assert!(matches!(open(&store), Err(LedgerError::Damaged { .. })));
 }
 
 fn floor(generation: u64) -> Floor {
@@ -71,7 +77,7 @@ fn generations(ledger: &Ledger) -> String {
 #[test]
 fn an_order_at_or_below_its_floor_does_not_count() {
     let store = temporary_folder();
-    let mut ledger = Ledger::open(store.path()).expect("an empty store");
+    let mut ledger = open(&store).expect("an empty store");
     accept(&mut ledger, "a", 2).expect("nothing there before");
     accept(&mut ledger, "b", 1).expect("nothing there before");
     let digest = ledger.accepted()[&group("a")].digest;
@@ -83,15 +89,15 @@ fn an_order_at_or_below_its_floor_does_not_count() {
     // Its file is still there, and is what the next order replaces.
     accept(&mut ledger, "a", 3).expect("in the place of the second");
     assert_eq!(generations(&ledger), "a=3 b=1");
-    assert_eq!(generations(&Ledger::open(store.path()).expect("own files")), "a=3 b=1");
+    assert_eq!(generations(&open(&store).expect("own files")), "a=3 b=1");
     assert!(ledger.decide(floor(1)).is_err(), "a floor does not fall");
 }
 
 #[test]
 fn what_others_write_is_taken_over() {
     let store = temporary_folder();
-    let mut one = Ledger::open(store.path()).expect("an empty store");
-    let mut two = Ledger::open(store.path()).expect("an empty store");
+    let mut one = open(&store).expect("an empty store");
+    let mut two = open(&store).expect("an empty store");
     accept(&mut one, "a", 1).expect("first");
     assert!(two.refresh());
     assert_eq!(generations(&two), "a=1");
@@ -113,7 +119,7 @@ fn what_others_write_is_taken_over() {
 #[test]
 fn what_cannot_be_read_stays_as_it_was_and_is_told() {
     let store = temporary_folder();
-    let mut ledger = Ledger::open(store.path()).expect("an empty store");
+    let mut ledger = open(&store).expect("an empty store");
     accept(&mut ledger, "a", 1).expect("first");
     accept(&mut ledger, "b", 1).expect("first");
     let path = store.path().join("state/orders/a.json");
@@ -132,5 +138,5 @@ fn what_cannot_be_read_stays_as_it_was_and_is_told() {
     fs::rename(store.path().join("lost"), store.path().join("state")).expect("renamed");
     fs::write(&path, &whole).expect("writable");
     ledger.refresh();
-    assert_eq!(ledger.trouble(), []);
+    assert!(ledger.trouble().is_empty());
 }

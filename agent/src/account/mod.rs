@@ -64,7 +64,7 @@ use self::reconcile::Reconciler;
 use self::shared::Shared;
 use self::vitals::Running;
 use crate::clock::{self, Clock};
-use crate::trust::{DataPlaneCa, files};
+use crate::trust::DataPlaneCa;
 
 /// What a stop may take; whatever is under way then is repeatable.
 const STOP_MAX: Duration = Duration::from_secs(5);
@@ -74,16 +74,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     fs::create_dir_all(&config.state)
         .with_context(|| format!("create the state folder {}", config.state.display()))?;
     let _running = Running::claim(&config.state).await?;
-    let ledger = Ledger::open(&config.store).context("open the ledger")?;
+    let store = config.open_store().context("open the account store")?;
+    let ledger = Ledger::open(&store).context("open the ledger")?;
     // Told now, not when the first order comes; what was accepted before is kept up in any case.
-    if let Err(error) = files::check_writable(&config.store.join("state/orders")) {
-        tracing::error!(store = %config.store.display(), %error, "the account store cannot be \
+    if let Err(error) = store.check_writable("state/orders") {
+        tracing::error!(store = %config.store, error = format!("{:#}", anyhow::Error::from(error)), "the account store cannot be \
             written: orders are refused until it can (is its disk full or mounted read-only?)");
     }
-    let ca = DataPlaneCa::open_or_create(&config.store, &config.tenant, clock::unix_secs())
+    let ca = DataPlaneCa::open_or_create(&store, &config.tenant, clock::unix_secs())
         .context("open the account's CA")?;
     let ca = Arc::new(ca);
-    let journal = Journal::new(&config.state, &config.store, config.data_plane(), Clock::System);
+    let journal = Journal::new(&config.state, store, config.data_plane(), Clock::System);
     let journal = Arc::new(journal);
     let aws = Aws::connect(&config, Some(journal.clone())).await;
     let mut shared = Shared::new(config, ledger, Clock::System);
@@ -142,8 +143,6 @@ fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> J
 
 /// A person who pauses an account, or decides in `adopt`, does not want to wait for the next look at
 /// AWS.
-const STORE_LOOK: Duration = Duration::from_secs(1);
-
 async fn watch_store(shared: Arc<Shared>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         // What it says is kept in `shared`, told in the log and in every status.
@@ -153,7 +152,7 @@ async fn watch_store(shared: Arc<Shared>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(STORE_LOOK) => {}
+            () = tokio::time::sleep(shared.store.pause()) => {}
         }
     }
 }

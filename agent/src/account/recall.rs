@@ -27,10 +27,9 @@ impl Shared {
     /// is not what is there now.
     pub fn recall(&self, observed: &Observed, blind: Option<String>) -> Known {
         self.refresh_ledger();
-        let ledger = lock(&self.ledger);
-        let (accepted, floors) = (ledger.accepted().clone(), ledger.floors().clone());
-        let trouble = ledger.trouble().to_vec();
-        drop(ledger);
+        let (accepted, floors, trouble) = self.with_ledger(|ledger| {
+            (ledger.accepted().clone(), ledger.floors().clone(), ledger.trouble().to_vec())
+        });
         let contradictions = contradictions(&accepted, &floors, observed);
         let contradictions = self.config.profile.counts(contradictions);
         match blind {
@@ -42,14 +41,14 @@ impl Shared {
 
     /// True if the account store holds something else than when it was last read.
     pub fn refresh_ledger(&self) -> bool {
-        let mut ledger = lock(&self.ledger);
-        let before = ledger.trouble().to_vec();
-        let changed = ledger.refresh();
-        let trouble = ledger.trouble().to_vec();
-        if changed {
-            self.weigh(&ledger);
-        }
-        drop(ledger);
+        let (before, changed, trouble) = self.with_ledger(|ledger| {
+            let before = ledger.trouble().to_vec();
+            let changed = ledger.refresh();
+            if changed {
+                self.weigh(ledger);
+            }
+            (before, changed, ledger.trouble().to_vec())
+        });
         for Trouble { message, .. } in trouble.iter().filter(|t| !before.contains(t)) {
             tracing::error!(error = message, "the account store cannot be read");
         }

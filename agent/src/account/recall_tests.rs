@@ -9,6 +9,7 @@ use crate::account::plan::{Action, plan};
 use crate::account::registry::SessionId;
 use crate::account::testing::{group, identity, order, spec, temporary_folder};
 use crate::clock::Clock;
+use crate::store::AccountStore;
 use outstation_protocol::order::{Intent, Order};
 use outstation_protocol::session::Verdict;
 use outstation_protocol::v1::{Artifacts, NodeState, SetEntry};
@@ -27,7 +28,7 @@ fn shared(store: &Path, state: &Path) -> Arc<Shared> {
     let config: Config = toml::from_str(&text).expect("a configuration");
     std::fs::create_dir_all(store.join("guardrails")).expect("a folder");
     std::fs::write(store.join("guardrails/guardrails.toml"), guardrails::SAMPLE).expect("written");
-    let ledger = Ledger::open(store).expect("a ledger");
+    let ledger = Ledger::open(&AccountStore::folder(store)).expect("a ledger");
     Arc::new(Shared::new(config, ledger, Clock::System))
 }
 
@@ -43,7 +44,7 @@ fn judge(desk: &Desk, order: &Order) -> String {
 
 /// AWS as the accepted orders want it.
 fn as_ordered(shared: &Shared) -> Observed {
-    let accepted = lock(&shared.ledger).accepted().clone();
+    let accepted = shared.view().accepted;
     let guardrails = Ok(guardrails::sample());
     let plans = plan(&accepted, &Observed::new(), &guardrails, &identity().tenant, true);
     let created = plans.into_iter().filter_map(|(group, plan)| match plan.actions.first() {
@@ -112,7 +113,7 @@ fn what_is_read_between_two_looks_counts_at_once() {
     assert!(shared.refresh_ledger());
     assert_eq!(judge(&desk, &first), "Contradiction");
     // A person decides, in another process.
-    let mut elsewhere = Ledger::open(store.path()).expect("a ledger");
+    let mut elsewhere = Ledger::open(&AccountStore::folder(store.path())).expect("a ledger");
     let decided = floor::Floor {
         group: group("a"),
         generation: Some(Generation(1)),

@@ -2,7 +2,6 @@
 //! blocks another; a call that failed is repeated with a growing delay.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -143,7 +142,7 @@ impl Reconciler {
         let guardrails = self.shared.refresh_guardrails();
         let mut observed = match &guardrails {
             Ok(guardrails) => {
-                let accepted = lock(&self.shared.ledger).accepted().clone();
+                let accepted = self.shared.view().accepted;
                 let (config, now) = (&self.shared.config, self.shared.clock.now());
                 let mut observed =
                     self.eyes.look(&self.aws, config, guardrails, &accepted, now).await?;
@@ -193,8 +192,7 @@ impl Reconciler {
         if let Ok(guardrails) = &guardrails
             && self.shared.config.profile == Profile::Manage
         {
-            let folder = replacements_folder(&self.shared);
-            let history = History::read(&folder, guardrails.replacements_per_hour);
+            let history = History::read(&self.shared.store, guardrails.replacements_per_hour);
             let facts = Facts {
                 observed,
                 registry: &self.shared.registry(),
@@ -427,7 +425,7 @@ async fn perform(
     accepted: &Accepted,
     action: &Action,
 ) -> Result<(), Failure> {
-    let newest = lock(&shared.ledger).is_newest(group, accepted.digest);
+    let newest = shared.with_ledger(|ledger| ledger.is_newest(group, accepted.digest));
     let held = |message: String| Failure {
         held: Held {
             generation: Some(accepted.order.generation),
@@ -442,12 +440,12 @@ async fn perform(
         Ok(false) => {
             return Err(held("the account store holds another order by now".to_owned()));
         }
-        Err(error) => return Err(held(error.to_string())),
+        Err(error) => return Err(held(format!("{:#}", anyhow::Error::from(error)))),
     }
     if let Action::Replace { instance, number, .. } = action {
         let at_unix_secs = shared.clock.unix_secs();
         let replaced = Replaced { instance: instance.clone(), at_unix_secs };
-        let noted = replacements::note(&replacements_folder(shared), *number, &replaced);
+        let noted = replacements::note(&shared.store, *number, &replaced);
         noted.map_err(|error| held(format!("the replacement cannot be counted: {error}")))?;
     }
     tracing::info!(%group, generation = %accepted.order.generation,
@@ -461,10 +459,6 @@ async fn perform(
     aws.apply(action)
         .await
         .map_err(|error| Failure { class: error.class(), held: error.into_held() })
-}
-
-fn replacements_folder(shared: &Shared) -> PathBuf {
-    shared.config.store.join("state").join("replacements")
 }
 
 fn answers_of(

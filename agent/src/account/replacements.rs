@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 
 use outstation_protocol::InstanceId;
 use outstation_protocol::status::{Held, NodePhase};
@@ -12,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::guardrails::Guardrails;
 use super::plan::{Action, Observed, ObservedGroup, Plan};
 use super::registry::Registry;
-use crate::trust::files;
+use crate::store::{AccountStore, OBJECT_BYTES_MAX};
 
+const PREFIX: &str = "state/replacements";
 const HOUR_SECS: u64 = 3600;
 /// A call that AWS did not heed (a grace period, a stale describe) is repeated after so long.
 const REPEAT_SECS: u64 = 120;
@@ -35,20 +35,16 @@ pub struct History {
 
 impl History {
     /// Reads as many as the bound needs.
-    pub fn read(folder: &Path, count: u32) -> io::Result<History> {
-        let mut numbers: Vec<u64> = match std::fs::read_dir(folder) {
-            Ok(entries) => {
-                entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
+    pub fn read(store: &AccountStore, count: u32) -> io::Result<History> {
+        let names = store.names(PREFIX, None)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable();
         let next = numbers.last().map_or(0, |last| last + 1);
         let skip = numbers.len().saturating_sub(count as usize);
         let read = |number: &u64| {
-            let bytes = std::fs::read(folder.join(format!("{number:08}")))?;
-            serde_json::from_slice(&bytes).map_err(io::Error::other)
+            let found = store.get(&key(*number), OBJECT_BYTES_MAX)?;
+            let found = found.ok_or(io::ErrorKind::NotFound)?;
+            serde_json::from_slice(&found.bytes).map_err(io::Error::other)
         };
         let newest = numbers[skip..].iter().map(read).collect::<io::Result<_>>()?;
         Ok(History { next, newest })
@@ -68,10 +64,13 @@ impl History {
 
 /// Written before the call is made: a crash between the two costs one replacement of the hour. Fails if another agent
 /// has taken this number.
-pub fn note(folder: &Path, number: u64, replaced: &Replaced) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
+pub fn note(store: &AccountStore, number: u64, replaced: &Replaced) -> io::Result<()> {
     let bytes = serde_json::to_vec(replaced).expect("two plain fields");
-    files::create_new(&folder.join(format!("{number:08}")), &bytes, 0o600)
+    Ok(store.create(&key(number), &bytes).map(drop)?)
+}
+
+fn key(number: u64) -> String {
+    format!("{PREFIX}/{number:08}")
 }
 
 /// Since when AWS has shown an instance in service; forgotten with the process, which makes it patient.

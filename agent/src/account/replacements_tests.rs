@@ -123,17 +123,17 @@ fn who_does_not_work_is_replaced_within_the_bounds() {
 #[test]
 fn replacements_are_counted_in_the_account_store() {
     let folder = temporary_folder();
-    let folder = folder.path().join("replacements");
+    let store = AccountStore::folder(folder.path());
     let at = |n: u32| Replaced { instance: instance(n), at_unix_secs: u64::from(n) };
     for n in 0..4 {
-        let next = History::read(&folder, 2).expect("read").next;
-        note(&folder, next, &at(n)).expect("written");
+        let next = History::read(&store, 2).expect("read").next;
+        note(&store, next, &at(n)).expect("written");
     }
-    let history = History::read(&folder, 2).expect("read");
+    let history = History::read(&store, 2).expect("read");
     assert_eq!(history.newest, [at(2), at(3)]);
     // Of two agents that read the same, one gets the number.
-    note(&folder, history.next, &at(4)).expect("written");
-    assert!(note(&folder, history.next, &at(5)).is_err());
-    std::fs::write(folder.join("00000004"), b"").expect("damaged");
-    assert!(History::read(&folder, 2).is_err(), "what cannot be counted is not taken for nothing");
+    note(&store, history.next, &at(4)).expect("written");
+    assert!(note(&store, history.next, &at(5)).is_err());
+    std::fs::write(folder.path().join("state/replacements/00000004"), b"").expect("damaged");
+    assert!(History::read(&store, 2).is_err(), "what cannot be counted is not taken for nothing");
 }

@@ -19,11 +19,12 @@ use super::guardrails::{Guardrails, NoGuardrails};
 use super::journal::Journal;
 use super::journal::record::Event;
 use super::judge::Identity;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, View};
 use super::plan::Observed;
 use super::registry::{CallerEndpoint, Registry};
 use super::vitals::Vitals;
 use crate::clock::Clock;
+use crate::store::AccountStore;
 use crate::tags;
 use crate::trust::files;
 
@@ -34,7 +35,10 @@ pub struct Shared {
     pub config: Config,
     pub clock: Clock,
     pub identity: Identity,
-    pub ledger: Mutex<Ledger>,
+    pub store: AccountStore,
+    /// Held while the account store is asked, so only by whoever asks it.
+    ledger: Mutex<Ledger>,
+    view: Mutex<View>,
     guardrails: Mutex<Result<Guardrails, NoGuardrails>>,
     /// The last valid ones: whose name an AutoScaling group bears does not change with a typing
     /// error, and nodes go on renewing their certificates meanwhile.
@@ -84,6 +88,7 @@ impl Shared {
         });
         let silent_until = restored.is_none().then(|| clock.now() + SILENCE_AFTER_LOSS);
         let of_before = ledger.accepted().keys().cloned().collect();
+        let (store, view) = (ledger.store().clone(), Mutex::new(ledger.view()));
         let registry = restored.unwrap_or_default();
         Shared {
             guardrails: Mutex::new(Err(NoGuardrails("not read yet".to_owned()))),
@@ -91,7 +96,9 @@ impl Shared {
             config,
             clock,
             identity,
+            store,
             ledger: Mutex::new(ledger),
+            view,
             registry: Mutex::new(registry),
             observed: Mutex::default(),
             silent_until,
@@ -110,7 +117,7 @@ impl Shared {
 
     /// Reads the guardrails again; they count from this moment on.
     pub fn refresh_guardrails(&self) -> Result<Guardrails, NoGuardrails> {
-        let read = Guardrails::read(&self.config.store.join("guardrails").join("guardrails.toml"));
+        let read = Guardrails::read(&self.store);
         let mut current = lock(&self.guardrails);
         if *current != read {
             match &read {
@@ -128,6 +135,21 @@ impl Shared {
             self.look.notify_one();
         }
         read
+    }
+
+    /// What the ledger holds, as far as this agent knows.
+    pub fn view(&self) -> View {
+        lock(&self.view).clone()
+    }
+
+    /// Asks the ledger itself, which may wait for the account store. What it has learnt is known to everybody when `ask` returns.
+    pub fn with_ledger<T>(&self, ask: impl FnOnce(&mut Ledger) -> T) -> T {
+        self.store.waiting(|| {
+            let mut ledger = lock(&self.ledger);
+            let answer = ask(&mut ledger);
+            *lock(&self.view) = ledger.view();
+            answer
+        })
     }
 
     pub fn note(&self, event: impl FnOnce() -> Event) {
@@ -175,7 +197,7 @@ impl Shared {
     /// What nodes of `group` shall serve: as the newest accepted order says. Where there is none, or
     /// the AutoScaling group is ahead of it, as that group's tags say.
     pub fn wanted_artifacts(&self, group: &GroupName) -> Option<Artifacts> {
-        let ordered = lock(&self.ledger).accepted().get(group).map(|a| a.order.clone());
+        let ordered = self.view().accepted.get(group).map(|a| a.order.clone());
         let is_contradicted =
             self.standing.borrow().contradictions().iter().any(|c| c.group == *group);
         if is_contradicted || ordered.is_none() {
@@ -227,7 +249,7 @@ impl Shared {
 
     /// A group that is there is served, also when the ledger has lost its order.
     pub fn knows_group(&self, group: &GroupName) -> bool {
-        let ordered = lock(&self.ledger).accepted().get(group).map(|a| !a.order.is_tombstone());
+        let ordered = self.view().accepted.get(group).map(|a| !a.order.is_tombstone());
         ordered.unwrap_or_else(|| {
             lock(&self.observed).contains_key(group) || self.registry().has_nodes_of(group)
         })
@@ -248,8 +270,7 @@ impl Shared {
 
     /// All groups that are ordered or there.
     pub fn groups(&self) -> BTreeSet<GroupName> {
-        let mut groups: BTreeSet<GroupName> =
-            lock(&self.ledger).accepted().keys().cloned().collect();
+        let mut groups: BTreeSet<GroupName> = self.view().accepted.keys().cloned().collect();
         groups.extend(lock(&self.observed).keys().cloned());
         groups
     }
@@ -257,7 +278,7 @@ impl Shared {
     /// `None` while this agent does not know enough to say.
     pub fn endpoints(&self, group: &GroupName) -> Option<Vec<CallerEndpoint>> {
         let is_of_before =
-            self.of_before.contains(group) || !lock(&self.ledger).accepted().contains_key(group);
+            self.of_before.contains(group) || !self.view().accepted.contains_key(group);
         let silent =
             is_of_before && self.silent_until.is_some_and(|until| self.clock.now() < until);
         (!silent).then(|| self.registry().endpoints(group, self.clock.unix_secs()))

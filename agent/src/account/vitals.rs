@@ -296,7 +296,7 @@ fn snapshot(shared: &Shared, started_unix_secs: u64) -> Snapshot {
         Err(why) => (Some(why.to_string()), false, String::new()),
     };
     let store_trouble =
-        lock(&shared.ledger).trouble().iter().map(|trouble| trouble.message.clone()).collect();
+        shared.view().trouble.iter().map(|trouble| trouble.message.clone()).collect();
     let standing = shared.standing.borrow().clone();
     Snapshot {
         release: env!("CARGO_PKG_VERSION").to_owned(),
@@ -330,7 +330,7 @@ fn snapshot(shared: &Shared, started_unix_secs: u64) -> Snapshot {
 
 /// Those with an order and those that are there without one.
 fn groups(shared: &Shared) -> Vec<GroupLine> {
-    let accepted = lock(&shared.ledger).accepted().clone();
+    let accepted = shared.view().accepted;
     let answers = shared.answers.borrow().clone();
     let names: std::collections::BTreeSet<&GroupName> =
         accepted.keys().chain(answers.keys()).collect();

@@ -8,9 +8,11 @@ use super::page::page;
 use super::parameters::{
     ImageId, InstanceType, LaunchTemplateId, Manage, Name, Partition, Profile, Scope, SubnetId,
 };
-use super::policy::{Policy, policy};
+use super::policy::{Policy, TooLong, policy};
+use super::store::{Bucket, Role, store_policy};
 use crate::account::guardrails::NamePrefix;
 use crate::hint::Hinted;
+use crate::store::Location;
 
 #[derive(Debug, Args)]
 pub struct IamPolicyArgs {
@@ -35,6 +37,9 @@ pub struct IamPolicyArgs {
     /// The role that the policy is for.
     #[arg(long, value_name = "NAME", default_value = "outstation-agent")]
     agent_role: Name,
+    /// For the policies of the account store, and for the table of all reasons
+    #[arg(long, value_name = "s3://BUCKET/PREFIX")]
+    store: Option<Location>,
     #[command(flatten)]
     manage: ManageArgs,
     /// Print a table with the reason of each statement instead of the policy.
@@ -46,6 +51,20 @@ pub struct IamPolicyArgs {
 enum ProfileName {
     ScaleOnly,
     Manage,
+    /// The account store in a bucket, beside either of the two
+    Store,
+    /// The same for the nodes' role
+    NodeStore,
+}
+
+impl ProfileName {
+    fn of_store(self) -> Option<Role> {
+        match self {
+            ProfileName::Store => Some(Role::Agent),
+            ProfileName::NodeStore => Some(Role::Node),
+            ProfileName::ScaleOnly | ProfileName::Manage => None,
+        }
+    }
 }
 
 /// For `--profile manage` alone.
@@ -85,22 +104,48 @@ pub fn run(args: IamPolicyArgs) -> Result<()> {
         tenant: args.tenant,
         agent_group: args.agent_group,
     };
+    let bucket = args.store.map(bucket).transpose()?;
+    if let Some(role) = args.profile.of_store() {
+        args.manage.refuse_any("a store")?;
+        let bucket = bucket.ok_or_else(|| {
+            Hinted::error(
+                "a policy for the account store needs --store",
+                "give it as in the agent's configuration: s3://bucket/prefix",
+            )
+        })?;
+        if args.explain {
+            return Err(together());
+        }
+        print!("{}", fitting(store_policy(&scope, &bucket, role))?.to_json());
+        return Ok(());
+    }
+    if bucket.is_some() && !args.explain {
+        return Err(Hinted::error(
+            "--store says nothing in this policy",
+            "ask for --profile store (the agent's role) and --profile node-store (the nodes')",
+        ));
+    }
     let scale_only = made(&scope, &Profile::ScaleOnly)?;
     match args.profile {
-        ProfileName::ScaleOnly if args.explain => Err(Hinted::error(
-            "the reasons are shown for both profiles together",
-            "ask with --profile manage and its arguments",
-        )),
+        ProfileName::ScaleOnly if args.explain => Err(together()),
         ProfileName::ScaleOnly => {
-            args.manage.refuse_any()?;
+            args.manage.refuse_any("a scale-only")?;
             print!("{}", scale_only.to_json());
             Ok(())
         }
-        ProfileName::Manage => {
+        ProfileName::Manage | ProfileName::Store | ProfileName::NodeStore => {
             let manage = args.manage.into_manage(args.agent_role)?;
             let manage = made(&scope, &Profile::Manage(Box::new(manage)))?;
             match args.explain {
-                true => print!("{}", page(&scale_only, &manage)),
+                true => {
+                    let Some(bucket) = bucket else {
+                        print!("{}", page(&scale_only, &manage, None));
+                        return Ok(());
+                    };
+                    let of = |role| fitting(store_policy(&scope, &bucket, role));
+                    let (agent, node) = (of(Role::Agent)?, of(Role::Node)?);
+                    print!("{}", page(&scale_only, &manage, Some([&agent, &node])));
+                }
                 false => print!("{}", manage.to_json()),
             }
             Ok(())
@@ -108,18 +153,40 @@ pub fn run(args: IamPolicyArgs) -> Result<()> {
     }
 }
 
+fn together() -> anyhow::Error {
+    Hinted::error(
+        "the reasons are shown for both profiles together",
+        "ask with --profile manage and its arguments",
+    )
+}
+
+fn bucket(store: Location) -> Result<Bucket> {
+    match store {
+        Location::S3 { bucket, prefix } => Ok(Bucket { name: bucket, prefix }),
+        Location::Folder(folder) => Err(Hinted::error(
+            format!("{} is a folder: IAM has no say there", folder.display()),
+            "give the account store as s3://bucket/prefix",
+        )),
+    }
+}
+
 fn made(scope: &Scope, profile: &Profile) -> Result<Policy> {
-    policy(scope, profile).map_err(|error| {
+    fitting(policy(scope, profile))
+}
+
+fn fitting(policy: Result<Policy, TooLong>) -> Result<Policy> {
+    policy.map_err(|error| {
         Hinted::error(
             error.to_string(),
-            "name fewer subnets, images, instance types or launch templates: they are in it one by one",
+            "name fewer subnets, images, instance types or launch templates, which are in it one by one, or give the \
+             account store a shorter prefix",
         )
     })
 }
 
 impl ManageArgs {
     /// What is given for nothing was meant for something.
-    fn refuse_any(&self) -> Result<()> {
+    fn refuse_any(&self, kind: &str) -> Result<()> {
         let given = [
             ("--nodes-per-group-max", self.nodes_per_group_max.is_some()),
             ("--launch-template", !self.launch_template.is_empty()),
@@ -131,7 +198,7 @@ impl ManageArgs {
         match given.into_iter().find(|(_, is_given)| *is_given) {
             None => Ok(()),
             Some((flag, _)) => Err(Hinted::error(
-                format!("{flag} says nothing in a scale-only policy"),
+                format!("{flag} says nothing in {kind} policy"),
                 "leave it out, or ask for --profile manage",
             )),
         }

@@ -4,11 +4,16 @@ use std::fmt::Write as _;
 
 use super::calls::CALLS;
 use super::policy::{Effect, Policy, Statement};
+use super::store::{Role, STORE_CALLS};
 
 /// The tables in Markdown.
-pub fn page(scale_only: &Policy, manage: &Policy) -> String {
+pub fn page(scale_only: &Policy, manage: &Policy, store: Option<[&Policy; 2]>) -> String {
     let mut page = String::new();
-    for (name, policy) in [("scale-only", scale_only), ("manage", manage)] {
+    let mut policies = vec![("scale-only", scale_only), ("manage", manage)];
+    if let Some([agent, node]) = store {
+        policies.extend([("store", agent), ("node-store", node)]);
+    }
+    for (name, policy) in policies {
         let chars = policy.chars();
         let _ = writeln!(page, "`{name}` ({chars} characters with the values of the example):\n");
         page.push_str("| statement | actions | on | if | why |\n|---|---|---|---|---|\n");
@@ -20,6 +25,19 @@ pub fn page(scale_only: &Policy, manage: &Policy) -> String {
     page.push_str("| call | so that the agent … |\n|---|---|\n");
     for call in CALLS {
         let _ = writeln!(page, "| `{}` | {} |", call.action, call.why);
+    }
+    if store.is_some() {
+        page.push_str("\n| operation of the account store | action | below | so that the … |\n|---|---|---|---|\n");
+        for call in STORE_CALLS {
+            let below = call.prefixes.iter().map(|prefix| format!("`{prefix}/`"));
+            let below = below.collect::<Vec<_>>().join(", ");
+            let who = match call.role {
+                Role::Agent => "agent",
+                Role::Node => "node",
+            };
+            let (operation, action, why) = (call.operation, call.action, call.why);
+            let _ = writeln!(page, "| {operation} | `{action}` | {below} | {who} {why} |");
+        }
     }
     page
 }

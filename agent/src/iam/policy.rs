@@ -60,6 +60,14 @@ pub struct TooLong {
 }
 
 impl Policy {
+    pub(super) fn of(statement: Vec<Statement>) -> Result<Policy, TooLong> {
+        let policy = Policy { version: "2012-10-17", statement };
+        match policy.chars() {
+            chars if chars > POLICY_CHARS_MAX => Err(TooLong { chars }),
+            _ => Ok(policy),
+        }
+    }
+
     /// As it is shown and shipped.
     pub fn to_json(&self) -> String {
         let mut text = serde_json::to_string_pretty(self).expect("strings and lists only");
@@ -73,15 +81,10 @@ impl Policy {
 }
 
 pub fn policy(scope: &Scope, profile: &Profile) -> Result<Policy, TooLong> {
-    let statement = match profile {
+    Policy::of(match profile {
         Profile::ScaleOnly => scale_only(scope),
         Profile::Manage(manage) => manages(scope, manage),
-    };
-    let policy = Policy { version: "2012-10-17", statement };
-    match policy.chars() {
-        chars if chars > POLICY_CHARS_MAX => Err(TooLong { chars }),
-        _ => Ok(policy),
-    }
+    })
 }
 
 fn scale_only(scope: &Scope) -> Vec<Statement> {
@@ -285,7 +288,7 @@ fn deny(
 }
 
 impl Statement {
-    fn when(
+    pub(super) fn when(
         mut self,
         operator: &'static str,
         key: &str,

@@ -14,17 +14,22 @@ use tar::EntryType;
 
 use super::environments::{EnvironmentError, Environments};
 use super::install::Progress;
+use crate::store::{AccountStore, StoreError};
 
 /// The CLI packs no more than 64 MiB of files; the headers come on top.
 pub const TAR_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// A repository of declarations, not a data set.
 pub const ENTRIES_MAX: usize = 10_000;
 pub const DEPTH_MAX: usize = 40;
+/// Read at once.
+const READ_BYTES: u64 = 4 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot read {object} of the account store")]
+    Store { object: String, source: StoreError },
     #[error("the account store has no bundle {}", digest.short())]
     Missing { digest: Digest },
     #[error(transparent)]
@@ -49,7 +54,7 @@ pub struct Prepared {
 /// Where one node keeps its bundles, and where they come from.
 #[derive(Debug, Clone)]
 pub struct ArtifactStore {
-    store: PathBuf,
+    store: AccountStore,
     bundles: PathBuf,
     environments: Environments,
     /// One at a time: an abandoned attempt may still be at work on the same files.
@@ -58,13 +63,8 @@ pub struct ArtifactStore {
 
 impl ArtifactStore {
     /// `dir` is this node's own folder.
-    pub fn new(store: &Path, dir: &Path, environments: Environments) -> ArtifactStore {
-        ArtifactStore {
-            store: store.to_owned(),
-            bundles: dir.join("bundles"),
-            environments,
-            turn: Arc::default(),
-        }
+    pub fn new(store: AccountStore, dir: &Path, environments: Environments) -> ArtifactStore {
+        ArtifactStore { store, bundles: dir.join("bundles"), environments, turn: Arc::default() }
     }
 
     pub fn prepared(&self, artifacts: &Artifacts) -> Prepared {
@@ -87,18 +87,22 @@ impl ArtifactStore {
             return Ok(());
         }
         fs::create_dir_all(&self.bundles).map_err(failed("create", &self.bundles))?;
-        let name = format!("{}.tar", artifacts.bundle.hex());
-        let source = self.store.join("artifacts/bundles").join(name);
-        let file = File::open(&source).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => ArtifactError::Missing { digest: artifacts.bundle },
-            _ => failed("read", &source)(e),
-        })?;
+        let key = format!("artifacts/bundles/{}.tar", artifacts.bundle.hex());
+        let unread = |source| ArtifactError::Store { object: self.store.name(&key), source };
+        let bytes = self.store.size(&key).map_err(unread)?;
+        let bytes = bytes.ok_or(ArtifactError::Missing { digest: artifacts.bundle })?;
+        if bytes > TAR_BYTES_MAX {
+            return Err(ArtifactError::TooLarge);
+        }
         let target = self.download(&artifacts.bundle);
         let mut copy = File::create(&target).map_err(failed("write", &target))?;
-        let copied = io::copy(&mut file.take(TAR_BYTES_MAX + 1), &mut copy);
-        if copied.map_err(failed("copy", &source))? > TAR_BYTES_MAX {
-            drop(fs::remove_file(&target));
-            return Err(ArtifactError::TooLarge);
+        let mut offset = 0;
+        while offset < bytes {
+            let read = self.store.read_at(&key, offset, READ_BYTES.min(bytes - offset));
+            let read = read.map_err(unread)?.filter(|read| !read.is_empty());
+            let read = read.ok_or(ArtifactError::Missing { digest: artifacts.bundle })?;
+            copy.write_all(&read).map_err(failed("write", &target))?;
+            offset += read.len() as u64;
         }
         Ok(())
     }

@@ -23,7 +23,11 @@ impl Place {
 
     fn store(&self) -> ArtifactStore {
         let environments = testing::environments(&self.root);
-        ArtifactStore::new(&self.root.join("store"), &self.root.join("node"), environments)
+        ArtifactStore::new(
+            AccountStore::folder(&self.root.join("store")),
+            &self.root.join("node"),
+            environments,
+        )
     }
 
     /// Puts these bytes into the store under the digest of `named_after`.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,8 +16,9 @@ use nix::fcntl::{Flock, FlockArg};
 use outstation_protocol::Digest;
 use outstation_protocol::environment::{MANIFEST_BYTES_MAX, Manifest, ManifestError};
 
-use super::install::{self, Progress};
+use super::install::{self, Pack, Progress};
 use crate::clock;
+use crate::store::{AccountStore, StoreError};
 use crate::trust::files;
 
 /// Environments that nobody here uses any more, kept for the way back.
@@ -32,12 +33,12 @@ const SPARE_BYTES: u64 = 256 * 1024 * 1024;
 pub enum EnvironmentError {
     #[error("cannot {action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot read {object} of the account store")]
+    Store { object: String, source: StoreError },
     #[error("the account store has no environment {}: `outstation apply` writes it", digest.short())]
     Missing { digest: Digest },
     #[error("the manifest of environment {} has other contents: {}", wanted.short(), found.short())]
     Digest { wanted: Digest, found: Digest },
-    #[error("the manifest of environment {} has more than {MANIFEST_BYTES_MAX} bytes", digest.short())]
-    TooLarge { digest: Digest },
     #[error("environment {} cannot be used", digest.short())]
     Manifest { digest: Digest, source: ManifestError },
     #[error("environment {} is for {found} and this machine is {}", digest.short(), std::env::consts::ARCH)]
@@ -65,11 +66,17 @@ pub(super) fn failed<'a>(
     move |source| EnvironmentError::Io { action, path: path.to_owned(), source }
 }
 
+pub(super) fn unread<'a>(
+    store: &'a AccountStore,
+    key: &'a str,
+) -> impl FnOnce(StoreError) -> EnvironmentError + 'a {
+    move |source| EnvironmentError::Store { object: store.name(key), source }
+}
+
 /// Where environments come from, where they are kept, and what runs them.
 #[derive(Debug, Clone)]
 pub struct Environments {
-    /// `artifacts/environments/` of the account store.
-    store: PathBuf,
+    store: AccountStore,
     root: PathBuf,
     /// Any of them may be inside a virtual environment: what is under it counts.
     interpreters: Vec<PathBuf>,
@@ -78,8 +85,7 @@ pub struct Environments {
 }
 
 impl Environments {
-    pub fn new(account_store: &Path, root: &Path, interpreters: Vec<PathBuf>) -> Environments {
-        let store = account_store.join("artifacts/environments");
+    pub fn new(store: AccountStore, root: &Path, interpreters: Vec<PathBuf>) -> Environments {
         Environments { store, root: root.to_owned(), interpreters, held: Arc::default() }
     }
 
@@ -116,12 +122,8 @@ impl Environments {
             fs::rename(&folder, &part).map_err(failed("set aside", &folder))?;
         }
         self.check_disk(digest, &manifest, &part)?;
-        let pack = self.store.join(format!("{}.pack", digest.hex()));
-        let pack = File::open(&pack).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => EnvironmentError::Missing { digest: *digest },
-            _ => failed("read", &pack)(error),
-        })?;
-        let found = pack.metadata().map_err(failed("look at", &self.store))?.len();
+        let pack = Pack { store: &self.store, key: key(digest, "pack") };
+        let found = pack.size()?.ok_or(EnvironmentError::Missing { digest: *digest })?;
         if found != manifest.bytes() {
             let wanted = manifest.bytes();
             return Err(EnvironmentError::Size { digest: *digest, wanted, found });
@@ -135,16 +137,9 @@ impl Environments {
 
     /// The manifest whose bytes have this digest.
     pub fn manifest(&self, digest: &Digest) -> Result<Manifest, EnvironmentError> {
-        let path = self.store.join(format!("{}.json", digest.hex()));
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => EnvironmentError::Missing { digest: *digest },
-            _ => failed("read", &path)(error),
-        })?;
-        let mut bytes = Vec::new();
-        let read = file.take(MANIFEST_BYTES_MAX + 1).read_to_end(&mut bytes);
-        if read.map_err(failed("read", &path))? as u64 > MANIFEST_BYTES_MAX {
-            return Err(EnvironmentError::TooLarge { digest: *digest });
-        }
+        let key = key(digest, "json");
+        let object = self.store.get(&key, MANIFEST_BYTES_MAX).map_err(unread(&self.store, &key))?;
+        let bytes = object.ok_or(EnvironmentError::Missing { digest: *digest })?.bytes;
         let found = Digest::of(&bytes);
         if found != *digest {
             return Err(EnvironmentError::Digest { wanted: *digest, found });
@@ -301,6 +296,10 @@ impl Environments {
     fn beside(&self, digest: &Digest, what: &str) -> PathBuf {
         self.root.join(format!(".{}.{what}", digest.hex()))
     }
+}
+
+fn key(digest: &Digest, extension: &str) -> String {
+    format!("artifacts/environments/{}.{extension}", digest.hex())
 }
 
 /// Of a folder, or of what was left of one.

@@ -9,14 +9,15 @@ use outstation_protocol::Digest;
 
 use super::environments::Environments;
 use crate::clock;
+use crate::store::{Access, AccountStore, Location};
 
 #[derive(Debug, Args)]
 pub struct FetchArgs {
     /// As `outstation plan` shows it: sha256:…
     digest: Digest,
-    /// The account store
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    /// The account store: a folder, or s3://BUCKET/PREFIX
+    #[arg(long, value_name = "WHERE")]
+    store: Location,
     /// Where environments are kept; name it to the node agent as well
     #[arg(long, value_name = "DIR")]
     environments: PathBuf,
@@ -28,7 +29,9 @@ pub struct FetchArgs {
 /// Ends when everything is on disk.
 pub fn run(args: FetchArgs) -> Result<()> {
     let root = std::path::absolute(&args.environments).context("find the environments' folder")?;
-    let environments = Environments::new(&args.store, &root, args.python);
+    let store = AccountStore::open(&args.store, Access::of_environment(None))
+        .context("open the account store")?;
+    let environments = Environments::new(store, &root, args.python);
     let start = clock::now();
     let progress = environments.install(&args.digest)?;
     let took = clock::now().duration_since(start).as_secs_f64();

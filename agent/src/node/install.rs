@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, symlink};
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -12,10 +12,12 @@ use outstation_protocol::Digest;
 use outstation_protocol::environment::{self, Manifest};
 use sha2::{Digest as _, Sha256};
 
-use super::environments::{EnvironmentError, failed};
+use super::environments::{EnvironmentError, failed, unread};
+use crate::store::AccountStore;
 
 /// Read at once: of one large file, or many small ones.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+const READ_BYTES: u64 = 4 * 1024 * 1024;
+const HASH_BYTES: usize = 256 * 1024;
 /// A read may be a request to the account store: several are under way.
 const THREADS_MAX: usize = 4;
 
@@ -24,6 +26,28 @@ const THREADS_MAX: usize = 4;
 pub struct Progress {
     pub bytes: u64,
     pub bytes_fetched: u64,
+}
+
+/// The files' contents, in the account store.
+pub struct Pack<'a> {
+    pub store: &'a AccountStore,
+    pub key: String,
+}
+
+impl Pack<'_> {
+    pub fn size(&self) -> Result<Option<u64>, EnvironmentError> {
+        self.store.size(&self.key).map_err(unread(self.store, &self.key))
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> Result<Vec<u8>, EnvironmentError> {
+        let read = self.store.read_at(&self.key, offset, bytes);
+        let read = read.map_err(unread(self.store, &self.key))?.unwrap_or_default();
+        if read.len() as u64 != bytes {
+            let short = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return Err(failed("read", Path::new(&self.store.name(&self.key)))(short));
+        }
+        Ok(read)
+    }
 }
 
 /// Files that lie one behind the other in the pack, and where.
@@ -36,7 +60,7 @@ struct Run<'a> {
 pub fn files(
     digest: &Digest,
     manifest: &Manifest,
-    pack: &File,
+    pack: &Pack<'_>,
     part: &Path,
 ) -> Result<Progress, EnvironmentError> {
     fs::create_dir_all(part).map_err(failed("create", part))?;
@@ -47,7 +71,7 @@ pub fn files(
     let runs = runs(&manifest.files);
     let (next, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
     let work = || -> Result<(), EnvironmentError> {
-        let mut buffer = vec![0; READ_BYTES];
+        let mut buffer = vec![0; HASH_BYTES];
         while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let done = write_run(digest, run, pack, part, &mut buffer).inspect_err(|_| {
                 // Nobody begins another.
@@ -93,7 +117,7 @@ fn runs(files: &[environment::File]) -> Vec<Run<'_>> {
     let mut runs = Vec::new();
     let (mut first, mut offset, mut bytes) = (0, 0, 0);
     for (index, file) in files.iter().enumerate() {
-        if index > first && bytes + file.bytes > READ_BYTES as u64 {
+        if index > first && bytes + file.bytes > READ_BYTES {
             runs.push(Run { files: &files[first..index], offset });
             (first, offset, bytes) = (index, offset + bytes, 0);
         }
@@ -109,7 +133,7 @@ fn runs(files: &[environment::File]) -> Vec<Run<'_>> {
 fn write_run(
     digest: &Digest,
     run: &Run<'_>,
-    pack: &File,
+    pack: &Pack<'_>,
     part: &Path,
     buffer: &mut [u8],
 ) -> Result<u64, EnvironmentError> {
@@ -118,11 +142,10 @@ fn write_run(
     }
     let bytes: u64 = run.files.iter().map(|file| file.bytes).sum();
     if let [file] = run.files {
-        return write_large(digest, file, run.offset, pack, part, buffer).map(|()| bytes);
+        return write_large(digest, file, run.offset, pack, part).map(|()| bytes);
     }
-    let whole = &mut buffer[..bytes as usize];
-    pack.read_exact_at(whole, run.offset).map_err(failed("read the pack for", part))?;
-    let mut rest = &*whole;
+    let whole = pack.read(run.offset, bytes)?;
+    let mut rest = &whole[..];
     for file in run.files {
         let contents;
         (contents, rest) = rest.split_at(file.bytes as usize);
@@ -139,20 +162,17 @@ fn write_large(
     digest: &Digest,
     file: &environment::File,
     mut offset: u64,
-    pack: &File,
+    pack: &Pack<'_>,
     part: &Path,
-    buffer: &mut [u8],
 ) -> Result<(), EnvironmentError> {
     let path = part.join(&file.path);
     let mut there = create(&path, file).map_err(failed("write", &path))?;
-    let (mut left, mut hasher) = (file.bytes, Sha256::new());
-    while left > 0 {
-        let some = &mut buffer[..left.min(READ_BYTES as u64) as usize];
-        pack.read_exact_at(some, offset).map_err(failed("read the pack for", part))?;
-        hasher.update(&*some);
-        there.write_all(some).map_err(failed("write", &path))?;
+    let (end, mut hasher) = (offset + file.bytes, Sha256::new());
+    while offset < end {
+        let some = pack.read(offset, READ_BYTES.min(end - offset))?;
+        hasher.update(&some);
+        there.write_all(&some).map_err(failed("write", &path))?;
         offset += some.len() as u64;
-        left -= some.len() as u64;
     }
     check(digest, file, Digest::from_bytes(hasher.finalize().into()))
 }

@@ -2,7 +2,6 @@
 //! the account agent is away everything goes on as it is.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use super::events::Event;
 use super::imds::{Imds, ImdsError};
 use crate::clock;
 use crate::frames::{FrameIoError, FrameReader, write_frame};
+use crate::store::AccountStore;
 use crate::trust::ca::SERVER_NAME;
 use crate::trust::enroll::{Applicant, EnrollError, NodeIdentity, enroll};
 use crate::trust::tls::{TlsError, load_roots, node_link_client};
@@ -47,7 +47,7 @@ pub struct LinkSettings {
     pub account_agent: String,
     /// The instance's own address, which the account agent knows it by.
     pub bind: IpAddr,
-    pub store: PathBuf,
+    pub store: AccountStore,
     pub audience: Audience,
     pub sts: StsEndpoint,
     pub instance: InstanceId,

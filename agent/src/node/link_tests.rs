@@ -8,6 +8,7 @@ use outstation_protocol::v1::Artifacts;
 use outstation_protocol::{Digest, Generation, GroupName};
 
 use super::*;
+use crate::store::AccountStore;
 use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
 use crate::trust::testing::{INSTANCE, StubHttp, audience, identity_xml, stub_imds, within};
@@ -34,7 +35,11 @@ impl AccountAgent {
         let store = tempfile::tempdir().expect("a folder");
         let sts = StubHttp::start(|_| ("200 OK", identity_xml(INSTANCE))).await;
         let imds = stub_imds(Arc::new(Mutex::new("InService"))).await;
-        let ca = DataPlaneCa::open_or_create(store.path(), &audience().tenant, clock::unix_secs());
+        let ca = DataPlaneCa::open_or_create(
+            &AccountStore::folder(store.path()),
+            &audience().tenant,
+            clock::unix_secs(),
+        );
         let ca = Arc::new(ca.expect("makes one"));
         let config = node_link_server(ca.clone()).expect("a configuration");
         let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().expect("an address"));
@@ -54,7 +59,7 @@ impl AccountAgent {
         LinkSettings {
             account_agent: self.endpoint.local_addr().expect("bound").to_string(),
             bind: "127.0.0.1".parse().expect("an address"),
-            store: self.store.path().to_owned(),
+            store: AccountStore::folder(self.store.path()),
             audience: audience(),
             sts: StsEndpoint::configured(&self.sts.url).expect("an url"),
             instance: INSTANCE.try_into().expect("valid"),

@@ -41,6 +41,7 @@ use self::metadata::MetadataGuard;
 use self::server::ServerSettings;
 use self::supervisor::Supervisor;
 use crate::clock;
+use crate::store::{Access, AccountStore, Location};
 use crate::tags;
 use outstation_sts::StsEndpoint;
 
@@ -56,8 +57,8 @@ pub struct NodeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     account_agent: String,
     /// The account store: artifacts and trust roots
-    #[arg(long, value_name = "DIR")]
-    store: PathBuf,
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX")]
+    store: Location,
     /// This node's own folder is made below it, named after the instance
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
@@ -133,7 +134,13 @@ async fn supervise(
     let absolute = |path: &std::path::Path| {
         std::path::absolute(path).with_context(|| format!("find {}", path.display()))
     };
-    let (account_store, program) = (absolute(&args.store)?, absolute(&args.transform_server)?);
+    let program = absolute(&args.transform_server)?;
+    let location = match args.store {
+        Location::Folder(folder) => Location::Folder(absolute(&folder)?),
+        bucket @ Location::S3 { .. } => bucket,
+    };
+    let account_store = AccountStore::open(&location, Access::of_environment(Some(&args.region)))
+        .context("open the account store")?;
     let sts = StsEndpoint::choose(&args.region, args.sts_endpoint.as_deref())?;
     let (events, inbox) = mpsc::channel(EVENTS_MAX);
     let (outbox, to_send) = watch::channel(Outbox::default());
@@ -168,8 +175,9 @@ async fn supervise(
         dir: dir.clone(),
     };
     let environments = args.environments.unwrap_or_else(|| args.dir.join("environments"));
-    let environments = Environments::new(&account_store, &absolute(&environments)?, args.python);
-    let store = ArtifactStore::new(&account_store, &dir, environments);
+    let environments =
+        Environments::new(account_store.clone(), &absolute(&environments)?, args.python);
+    let store = ArtifactStore::new(account_store, &dir, environments);
     let supervisor = Supervisor::new(dir, servers, store, events, outbox);
     supervisor.run(inbox, imds, artifacts, shutdown).await;
     service::stopping();

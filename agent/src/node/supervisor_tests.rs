@@ -14,6 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use super::*;
 use crate::node::machine::PORTS;
 use crate::node::testing;
+use crate::store::AccountStore;
 use crate::trust::testing::{INSTANCE, stub_imds, within};
 
 struct Place {
@@ -93,7 +94,11 @@ impl Place {
         let (to_send, outbox) = watch::channel(Outbox::default());
         let node: &Path = &self.settings.dir;
         let environments = testing::environments(self.folder.path());
-        let store = ArtifactStore::new(&self.folder.path().join("store"), node, environments);
+        let store = ArtifactStore::new(
+            AccountStore::folder(&self.folder.path().join("store")),
+            node,
+            environments,
+        );
         let supervisor =
             Supervisor::new(node.into(), self.settings.clone(), store, events.clone(), to_send);
         let shutdown = CancellationToken::new();

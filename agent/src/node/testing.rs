@@ -8,6 +8,7 @@ use outstation_protocol::Digest;
 use outstation_protocol::environment::{FORMAT, File, Manifest, WORKER_PROTOCOLS};
 
 use super::environments::Environments;
+use crate::store::AccountStore;
 
 pub fn manifest(files: &[(&str, &[u8])]) -> Manifest {
     let file = |(path, contents): &(&str, &[u8])| File {
@@ -55,5 +56,9 @@ pub fn interpreter(folder: &Path) -> PathBuf {
 /// Those of a machine whose account store and folder are in `folder`.
 pub fn environments(folder: &Path) -> Environments {
     let interpreters = vec![interpreter(folder)];
-    Environments::new(&folder.join("store"), &folder.join("environments"), interpreters)
+    Environments::new(
+        AccountStore::folder(&folder.join("store")),
+        &folder.join("environments"),
+        interpreters,
+    )
 }

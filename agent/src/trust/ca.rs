@@ -2,10 +2,7 @@
 //! written once and never over. Issues to nodes that are attested, and the account agent's own
 //! server certificate.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use outstation_protocol::ids::{Digest, GroupName, InstanceId, TenantId};
@@ -20,8 +17,8 @@ use rustls_pki_types::{
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::files;
 use super::spiffe::NodeId;
+use crate::store::{AccountStore, OBJECT_BYTES_MAX, StoreError};
 use outstation_sts::Attested;
 
 /// The name under which nodes and callers know the account agent.
@@ -31,19 +28,21 @@ pub const NODE_CERTIFICATE_SECS: u64 = 3600;
 /// Certificates start a little earlier, for clocks that are behind.
 const BACKDATED_SECS: u64 = 120;
 const ROOT_YEARS: u64 = 10;
+const KEY: &str = "keys/root.key";
+const ROOT: &str = "trust/root.pem";
 /// An honest request with a P-256 key has some 250 bytes.
 pub const CSR_BYTES_MAX: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
-    #[error("cannot {action} {}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("{} is not {what}", path.display())]
-    Damaged { path: PathBuf, what: &'static str },
-    #[error("{} has no key beside it: {} is missing", root.display(), key.display())]
-    KeyMissing { root: PathBuf, key: PathBuf },
-    #[error("{} was not made for the key in {}", root.display(), key.display())]
-    Mismatch { root: PathBuf, key: PathBuf },
+    #[error("cannot {action} {path}")]
+    Store { action: &'static str, path: String, source: StoreError },
+    #[error("{path} is not {what}")]
+    Damaged { path: String, what: &'static str },
+    #[error("{root} has no key beside it: {key} is missing")]
+    KeyMissing { root: String, key: String },
+    #[error("{root} was not made for the key in {key}")]
+    Mismatch { root: String, key: String },
     #[error("a certificate could not be made")]
     Make(#[source] rcgen::Error),
 }
@@ -115,32 +114,28 @@ impl DataPlaneCa {
     /// Loads the CA of this account store, or makes it if the store has none. Of two account
     /// agents that start at once, both end with the same one.
     pub fn open_or_create(
-        store: &Path,
+        store: &AccountStore,
         tenant: &TenantId,
         now_unix_secs: u64,
     ) -> Result<DataPlaneCa, CaError> {
-        let key_path = store.join("keys").join("root.key");
-        let root_path = store.join("trust").join("root.pem");
-        for folder in [&key_path, &root_path].map(|path| path.parent().expect("joined above")) {
-            fs::create_dir_all(folder).map_err(io("create", folder))?;
+        let (key_name, root_name) = (store.name(KEY), store.name(ROOT));
+        if read(store, ROOT)?.is_some() && read(store, KEY)?.is_none() {
+            return Err(CaError::KeyMissing { root: root_name, key: key_name });
         }
-        if root_path.exists() && !key_path.exists() {
-            return Err(CaError::KeyMissing { root: root_path, key: key_path });
-        }
-        let key_pem = load_or_create(&key_path, 0o600, || {
+        let key_pem = load_or_create(store, KEY, || {
             Ok(KeyPair::generate().map_err(CaError::Make)?.serialize_pem())
         })?;
-        let key = KeyPair::from_pem(&key_pem)
-            .map_err(|_| CaError::Damaged { path: key_path.clone(), what: "a private key" })?;
-        let root_pem = load_or_create(&root_path, 0o644, || {
+        let damaged_key = || CaError::Damaged { path: key_name.clone(), what: "a private key" };
+        let key = KeyPair::from_pem(&key_pem).map_err(|_| damaged_key())?;
+        let root_pem = load_or_create(store, ROOT, || {
             let root = root_params(tenant, now_unix_secs).self_signed(&key);
             Ok(root.map_err(CaError::Make)?.pem())
         })?;
-        let damaged = || CaError::Damaged { path: root_path.clone(), what: "a root certificate" };
+        let damaged = || CaError::Damaged { path: root_name.clone(), what: "a root certificate" };
         let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|_| damaged())?;
         let (_, parsed) = X509Certificate::from_der(&root).map_err(|_| damaged())?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(CaError::Mismatch { root: root_path, key: key_path });
+            return Err(CaError::Mismatch { root: root_name, key: key_name });
         }
         let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|_| damaged())?;
         Ok(DataPlaneCa { tenant: tenant.clone(), root, issuer })
@@ -243,33 +238,38 @@ fn date(unix_secs: u64) -> OffsetDateTime {
 }
 
 fn load_or_create(
-    path: &Path,
-    mode: u32,
+    store: &AccountStore,
+    key: &str,
     make: impl FnOnce() -> Result<String, CaError>,
 ) -> Result<String, CaError> {
-    match fs::read_to_string(path) {
-        Ok(text) => return Ok(text),
-        Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(io("read", path)(e)),
+    if let Some(text) = read(store, key)? {
+        return Ok(text);
     }
     let text = make()?;
-    match files::create_new(path, text.as_bytes(), mode) {
-        Ok(()) => Ok(text),
+    let failed = |action, source| CaError::Store { action, path: store.name(key), source };
+    match store.create(key, text.as_bytes()) {
+        Ok(_) => Ok(text),
         // Another account agent was first: its word counts.
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            fs::read_to_string(path).map_err(io("read", path))
+        Err(StoreError::Exists) => {
+            read(store, key)?.ok_or_else(|| failed("read", StoreError::Moved))
         }
-        Err(e) => Err(io("write", path)(e)),
+        Err(source) => Err(failed("write", source)),
     }
 }
 
-fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> CaError + 'a {
-    move |source| CaError::Io { action, path: path.to_owned(), source }
+/// What is no text is nothing that we have written.
+fn read(store: &AccountStore, key: &str) -> Result<Option<String>, CaError> {
+    let failed = |source| CaError::Store { action: "read", path: store.name(key), source };
+    let Some(found) = store.get(key, OBJECT_BYTES_MAX).map_err(failed)? else { return Ok(None) };
+    let text = String::from_utf8(found.bytes);
+    text.map(Some).map_err(|_| CaError::Damaged { path: store.name(key), what: "a text" })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     use super::*;
 
@@ -279,12 +279,16 @@ mod tests {
         TenantId::try_from("dev").expect("valid")
     }
 
+    fn open(store: &tempfile::TempDir, now_unix_secs: u64) -> Result<DataPlaneCa, CaError> {
+        let store = AccountStore::folder(store.path());
+        DataPlaneCa::open_or_create(&store, &tenant(), now_unix_secs)
+    }
+
     #[test]
     fn a_store_keeps_its_root() {
         let store = tempfile::tempdir().expect("a folder");
-        let first = DataPlaneCa::open_or_create(store.path(), &tenant(), NOW).expect("makes one");
-        let again =
-            DataPlaneCa::open_or_create(store.path(), &tenant(), NOW + 9).expect("loads it");
+        let first = open(&store, NOW).expect("makes one");
+        let again = open(&store, NOW + 9).expect("loads it");
         assert_eq!(first.root(), again.root());
         let mode = fs::metadata(store.path().join("keys/root.key")).expect("there").permissions();
         assert_eq!(mode.mode() & 0o777, 0o600);
@@ -293,9 +297,9 @@ mod tests {
     #[test]
     fn a_crash_between_key_and_root_heals() {
         let store = tempfile::tempdir().expect("a folder");
-        DataPlaneCa::open_or_create(store.path(), &tenant(), NOW).expect("makes one");
+        open(&store, NOW).expect("makes one");
         fs::remove_file(store.path().join("trust/root.pem")).expect("it is there");
-        DataPlaneCa::open_or_create(store.path(), &tenant(), NOW).expect("heals");
+        open(&store, NOW).expect("heals");
     }
 
     #[test]
@@ -315,13 +319,10 @@ mod tests {
         ];
         for (damage, wanted) in cases {
             let store = tempfile::tempdir().expect("a folder");
-            DataPlaneCa::open_or_create(store.path(), &tenant(), NOW).expect("makes one");
+            open(&store, NOW).expect("makes one");
             damage(store.path());
             let root = fs::read(store.path().join("trust/root.pem")).expect("there");
-            let error = DataPlaneCa::open_or_create(store.path(), &tenant(), NOW)
-                .err()
-                .expect(wanted)
-                .to_string();
+            let error = open(&store, NOW).err().expect(wanted).to_string();
             assert!(error.contains(wanted), "{error}");
             assert_eq!(fs::read(store.path().join("trust/root.pem")).expect("there"), root);
         }

@@ -6,6 +6,7 @@ use outstation_protocol::v1::{ToAccountAgent, ToNode};
 use outstation_sts::Limits;
 
 use super::*;
+use crate::store::AccountStore;
 use crate::trust::ca::SERVER_NAME;
 use crate::trust::testing::{INSTANCE, StubHttp, audience, identity_xml};
 use crate::trust::tls::{self, Peer, node_link_client, node_link_server};
@@ -22,7 +23,11 @@ struct World {
 impl World {
     async fn new(status: &'static str, body: String) -> World {
         let store = tempfile::tempdir().expect("a folder");
-        let ca = DataPlaneCa::open_or_create(store.path(), &audience().tenant, clock::unix_secs());
+        let ca = DataPlaneCa::open_or_create(
+            &AccountStore::folder(store.path()),
+            &audience().tenant,
+            clock::unix_secs(),
+        );
         let ca = Arc::new(ca.expect("makes one"));
         let config = node_link_server(ca.clone()).expect("a configuration");
         let any = "127.0.0.1:0".parse().expect("an address");

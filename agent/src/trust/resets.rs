@@ -71,6 +71,7 @@ mod tests {
 
     use super::*;
     use crate::clock;
+    use crate::store::AccountStore;
     use crate::trust::testing::{audience, within};
     use crate::trust::{DataPlaneCa, tls};
 
@@ -119,7 +120,11 @@ mod tests {
     #[tokio::test]
     async fn a_successor_ends_the_connections_of_the_one_that_died() {
         let store = tempfile::tempdir().expect("a folder");
-        let ca = DataPlaneCa::open_or_create(store.path(), &audience().tenant, clock::unix_secs());
+        let ca = DataPlaneCa::open_or_create(
+            &AccountStore::folder(store.path()),
+            &audience().tenant,
+            clock::unix_secs(),
+        );
         let ca = Arc::new(ca.expect("makes one"));
         let listen = || {
             let config = tls::node_link_server(ca.clone()).expect("a configuration");
@@ -132,7 +137,7 @@ mod tests {
         let (server, servers) = watch::channel(first.local_addr().expect("bound"));
         let address = relay(servers).await;
 
-        let roots = tls::load_roots(store.path()).expect("its root");
+        let roots = tls::load_roots(&AccountStore::folder(store.path())).expect("its root");
         let config = tls::node_link_client(&roots, None).expect("a configuration");
         let client = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address"));
         let client = client.expect("a port");

@@ -1,9 +1,7 @@
 //! TLS of the node link: 1.3 only, one provider, no tickets, no 0-RTT. Two conversations share
 //! one listener, told apart by ALPN: enrollment (no client certificate yet) and the session.
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +20,7 @@ use super::ca::{CaError, DataPlaneCa};
 use super::enroll::NodeIdentity;
 use super::spiffe::{NodeCertificate, SpiffeError};
 use crate::clock;
+use crate::store::{AccountStore, OBJECT_BYTES_MAX, StoreError};
 
 /// A server certificate lives a day and is replaced at half of it, without a restart.
 const SERVER_CERTIFICATE: Duration = Duration::from_secs(86_400);
@@ -40,7 +39,7 @@ pub enum TlsError {
     #[error("a server certificate cannot be issued")]
     Issue(#[source] CaError),
     #[error("the root certificates in {folder} cannot be read")]
-    Roots { folder: String, source: std::io::Error },
+    Roots { folder: String, source: StoreError },
     #[error("{file} is not a PEM certificate")]
     NotPem { file: String },
     #[error("{folder} holds no root certificate yet")]
@@ -52,32 +51,22 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Every `*.pem` of `<store>/trust/`: what nodes and callers trust, and nothing else.
-pub fn load_roots(store: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let folder = store.join("trust");
-    let name = folder.display().to_string();
-    let failed = |source| TlsError::Roots { folder: name.clone(), source };
-    let mut files: Vec<_> = match fs::read_dir(&folder) {
-        Ok(entries) => {
-            entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>().map_err(failed)?
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(failed(e)),
-    };
-    // Hidden ones are files being written.
-    let is_root = |path: &std::path::PathBuf| {
-        path.extension().is_some_and(|e| e == "pem")
-            && path.file_name().is_some_and(|n| !n.to_string_lossy().starts_with('.'))
-    };
-    files.retain(is_root);
-    files.sort();
+pub fn load_roots(store: &AccountStore) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let folder = store.name("trust");
+    let failed = |source| TlsError::Roots { folder: folder.clone(), source };
     let mut roots = Vec::new();
-    for path in files {
-        let pem = fs::read(&path).map_err(failed)?;
-        let not_pem = || TlsError::NotPem { file: path.display().to_string() };
+    for name in store.names("trust", None).map_err(failed)? {
+        if !name.ends_with(".pem") {
+            continue;
+        }
+        let key = format!("trust/{name}");
+        let not_pem = || TlsError::NotPem { file: store.name(&key) };
+        let found = store.get(&key, OBJECT_BYTES_MAX).map_err(failed)?;
+        let pem = found.map(|found| found.bytes).unwrap_or_default();
         roots.push(CertificateDer::from_pem_slice(&pem).map_err(|_| not_pem())?);
     }
     if roots.is_empty() {
-        return Err(TlsError::NoRoots { folder: name });
+        return Err(TlsError::NoRoots { folder });
     }
     Ok(roots)
 }

@@ -1,7 +1,7 @@
 //! A broker process, an account agent process, and the commands of a person who works with them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_cli::dev::Slot;
+use outstation_integration::venv::python_with_moto;
 use outstation_integration::{LONG, Run, binaries, workspace};
 use outstation_protocol::v1::{Evidence, FromIssuer};
 use rcgen::KeyPair;
@@ -266,7 +267,7 @@ pub struct OtherSts {
 impl OtherSts {
     pub fn start(kind: &str) -> Result<OtherSts> {
         let here = workspace().join("integration/tests/enrollment");
-        let mut child = Command::new(environment(&here)?)
+        let mut child = Command::new(python_with_moto()?)
             .arg(here.join("other_sts.py"))
             .arg(kind)
             .env("NO_PROXY", "127.0.0.1")
@@ -310,36 +311,4 @@ impl Drop for OtherSts {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-/// Made once, and made again when its requirements change.
-fn environment(here: &Path) -> Result<PathBuf> {
-    let wanted = std::fs::read_to_string(here.join("requirements.txt"))?;
-    let venv = workspace().join("target/enrollment-venv");
-    let (python, stamp) = (venv.join("bin/python"), venv.join(".stamp"));
-    let lock = std::fs::File::create(workspace().join("target/.enrollment-venv.lock"))?;
-    lock.lock()?;
-    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
-        return Ok(python);
-    }
-    let base = outstation_integration::python();
-    let uv = base.with_file_name("uv");
-    let run = |command: &mut Command| -> Result<()> {
-        let output = command.stdin(Stdio::null()).output()?;
-        if !output.status.success() {
-            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
-    };
-    run(Command::new(&uv)
-        .args(["venv", "--quiet", "--clear", "--no-config", "--python"])
-        .arg(&base)
-        .arg(&venv))?;
-    run(Command::new(&uv)
-        .args(["pip", "install", "--quiet", "--no-config", "--python"])
-        .arg(&python)
-        .arg("--requirement")
-        .arg(here.join("requirements.txt")))?;
-    std::fs::write(stamp, wanted)?;
-    Ok(python)
 }

@@ -9,6 +9,7 @@ use outstation_agent::iam::page::page;
 use outstation_integration::{binaries, workspace};
 
 use crate::account::{manage, scale_only};
+use crate::store;
 
 const EXAMPLE: &[&str] =
     &["--account", "123456789012", "--region", "eu-central-1", "--tenant", "example"];
@@ -27,6 +28,8 @@ const EXAMPLE_MANAGE: &[&str] = &[
     "lt-0fedcba9876543210",
 ];
 
+const EXAMPLE_STORE: &[&str] = &["--store", "s3://example-outstation/prod"];
+
 fn agent(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(binaries().join("outstation-agent"))
         .arg("iam-policy")
@@ -39,9 +42,12 @@ fn agent(arguments: &[&str]) -> (bool, String, String) {
 
 #[test]
 fn what_is_shipped_is_what_the_agent_prints() {
-    for (name, policy, more) in
-        [("scale-only", scale_only(), &[][..]), ("manage", manage(), EXAMPLE_MANAGE)]
-    {
+    for (name, policy, more) in [
+        ("scale-only", scale_only(), &[][..]),
+        ("manage", manage(), EXAMPLE_MANAGE),
+        ("store", store::agent(), EXAMPLE_STORE),
+        ("node-store", store::node(), EXAMPLE_STORE),
+    ] {
         let arguments = [&["--profile", name][..], EXAMPLE, more].concat();
         let (done, printed, said) = agent(&arguments);
         assert!(done, "{said}");
@@ -60,8 +66,10 @@ fn security_md_gives_the_reason_of_every_statement() {
         .split_once("<!-- iam-policy -->\n")
         .and_then(|(_, rest)| rest.split_once("<!-- /iam-policy -->"))
         .map(|(between, _)| between.trim());
-    let arguments = [&["--profile", "manage", "--explain"][..], EXAMPLE, EXAMPLE_MANAGE].concat();
-    let wanted = page(&scale_only(), &manage());
+    let arguments =
+        [&["--profile", "manage", "--explain"][..], EXAMPLE, EXAMPLE_MANAGE, EXAMPLE_STORE]
+            .concat();
+    let wanted = page(&scale_only(), &manage(), Some([&store::agent(), &store::node()]));
     let command = format!("outstation-agent iam-policy {}", arguments.join(" "));
     assert!(
         between == Some(wanted.trim()),
@@ -87,6 +95,7 @@ fn what_is_missing_or_too_much_is_said() {
     }
     let scale_only =
         |more: &[&'static str]| [&["--profile", "scale-only"][..], EXAMPLE, more].concat();
+    let store = |more: &[&'static str]| [&["--profile", "store"][..], EXAMPLE, more].concat();
     let whole = |more: &[&'static str]| {
         [&["--profile", "manage"][..], EXAMPLE, EXAMPLE_MANAGE, more].concat()
     };
@@ -96,6 +105,15 @@ fn what_is_missing_or_too_much_is_said() {
     for (arguments, words) in [
         (scale_only(&["--subnet", "subnet-01234567"]), "--subnet says nothing in a scale-only"),
         (scale_only(&["--explain"]), "both profiles together"),
+        (scale_only(EXAMPLE_STORE), "--store says nothing in this policy"),
+        (store(&[]), "needs --store"),
+        (store(&["--store", "/var/store"]), "is a folder: IAM has no say there"),
+        (store(&["--store", "s3://a*/b"]), "a bucket's name has 3-63"),
+        (store(&["--store", "s3://abc/${aws:username}"]), "a prefix has parts of letters"),
+        (
+            store(&["--store", "s3://abc/d", "--image", "ami-01234567"]),
+            "says nothing in a store policy",
+        ),
         (scale_only(&["--prefix", "a*"]), "name_prefix \"a*\" is not"),
         (whole(&["--node-role", "outstation-agent"]), "the nodes' role is the agent's own"),
         (

@@ -8,3 +8,4 @@ mod lint;
 mod mutants;
 mod run;
 mod sdk;
+mod store;

@@ -34,9 +34,9 @@ const SURVIVORS: &[(&str, &str)] = &[
 ];
 
 /// A policy with one thing changed.
-struct Mutant {
-    name: String,
-    policy: Json,
+pub struct Mutant {
+    pub name: String,
+    pub policy: Json,
 }
 
 fn list(value: &Json) -> Vec<Json> {
@@ -46,7 +46,7 @@ fn list(value: &Json) -> Vec<Json> {
     }
 }
 
-fn mutants(policy: &Json, of: &str) -> Vec<Mutant> {
+pub fn mutants(policy: &Json, of: &str) -> Vec<Mutant> {
     let mut mutants = Vec::new();
     let statements = policy["Statement"].as_array().expect("statements");
     for (index, statement) in statements.iter().enumerate() {

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_cli::artifacts::Repo;
+use outstation_integration::s3::S3;
 use outstation_integration::{LONG, binaries, python};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -69,6 +70,8 @@ pub struct Instance {
     folder: tempfile::TempDir,
     pub address: Ipv4Addr,
     pub metadata: Metadata,
+    store: String,
+    variables: Vec<(&'static str, String)>,
     socket: UnixDatagram,
     told: Vec<String>,
     node: Option<Child>,
@@ -117,7 +120,9 @@ impl Instance {
         let metadata = Metadata::start(metadata, texts).await?;
         let socket = UnixDatagram::bind(folder.path().join("notify"))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-        Ok(Instance { folder, address, metadata, socket, told: Vec::new(), node: None })
+        let store = store.display().to_string();
+        let (variables, told) = (Vec::new(), Vec::new());
+        Ok(Instance { folder, address, metadata, store, variables, socket, told, node: None })
     }
 
     /// Programs that another user may start, wherever this checkout is.
@@ -129,6 +134,22 @@ impl Instance {
         Ok(program)
     }
 
+    /// Its account store is a bucket from here on, and no folder any more.
+    pub fn move_store_into(&mut self, s3: &S3) -> Result<()> {
+        for kind in ["environments", "bundles"] {
+            let folder = self.path("store/artifacts").join(kind);
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                s3.put(&format!("prod/artifacts/{kind}/{name}"), &fs::read(entry.path())?)?;
+            }
+        }
+        fs::remove_dir_all(self.path("store"))?;
+        self.store = "s3://store/prod".to_owned();
+        self.variables = s3.variables();
+        Ok(())
+    }
+
     pub fn start_node(&mut self, more: &[&str]) -> Result<()> {
         let log = fs::File::options().create(true).append(true).open(self.path("node.log"))?;
         // As systemd does, which names the process that it means.
@@ -136,8 +157,8 @@ impl Instance {
             .args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""])
             .arg(self.program("outstation-agent")?)
             .args(["node", "--account-agent", "127.0.0.1:9", "--account", "123456789012"])
-            .args(["--region", "eu-central-1", "--store"])
-            .arg(self.path("store"))
+            .args(["--region", "eu-central-1", "--store", &self.store])
+            .envs(self.variables.clone())
             .arg("--dir")
             .arg(self.path("instances"))
             .arg("--transform-server")

@@ -9,6 +9,7 @@ use nix::unistd::Uid;
 use outstation_api::transform::transform_client::TransformClient;
 use outstation_api::transform::value::Kind;
 use outstation_api::transform::{CallRequest, Field, Row, Value, row_result::Outcome};
+use outstation_integration::s3::S3;
 use outstation_integration::{ONE_AT_A_TIME, debian};
 
 use crate::instance::{Instance, image};
@@ -40,19 +41,22 @@ async fn call(address: Ipv4Addr, target: &str) -> Result<String> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_instance_boots_and_serves_without_account_agent_and_broker() -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock().await;
-    let features = format!(
+fn next_number() -> String {
+    format!(
         "{DECLARED}
 @realtime_feature_view(sources=[row], mode='python', features=[Attribute('text', String)])
 def next_number(row):
     return {{'text': str(row['number'] + 1)}}
 "
-    );
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_boots_and_serves_without_account_agent_and_broker() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
     let metadata = SocketAddr::from(([127, 0, 0, 1], 0));
     let address = Ipv4Addr::from(0x7f4e_0000 | (rand::random::<u32>() & 0xffff));
-    let mut instance = Instance::new(metadata, address, &features).await?;
+    let mut instance = Instance::new(metadata, address, &next_number()).await?;
     instance.start_node(&[])?;
     instance.until_told("the agent is up", |told| told == "READY=1")?;
     instance.until_told("it serves", |told| told.starts_with("STATUS=ready"))?;
@@ -68,6 +72,23 @@ def next_number(row):
     instance.start_node(&[])?;
     instance.until_told("it serves", |told| told.starts_with("STATUS=ready"))?;
     assert_eq!(instance.server_pid()?, before);
+    assert_eq!(call(address, "next_number").await?, "42");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_takes_its_artifacts_from_a_bucket() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let s3 = S3::start()?;
+    let metadata = SocketAddr::from(([127, 0, 0, 1], 0));
+    let address = Ipv4Addr::from(0x7f4e_0000 | (rand::random::<u32>() & 0xffff));
+    let mut instance = Instance::new(metadata, address, &next_number()).await?;
+    instance.move_store_into(&s3)?;
+    instance.start_node(&[])?;
+    instance.until_told("it serves", |told| told.starts_with("STATUS=ready"))?;
+    assert_eq!(call(address, "next_number").await?, "42");
+    // What was fetched serves on without it.
+    drop(s3);
     assert_eq!(call(address, "next_number").await?, "42");
     Ok(())
 }
@@ -137,6 +158,10 @@ async fn in_a_namespace() -> Result<()> {
     };
     run("ip", &["link", "set", "lo", "up"])?;
     run("ip", &["address", "add", "169.254.169.254/32", "dev", "lo"])?;
+    // Whoever asks comes from the instance's own address, as it does there.
+    run("ip", &["address", "add", "10.7.0.2/32", "dev", "lo"])?;
+    let route = "route replace table local local 169.254.169.254 dev lo src 10.7.0.2";
+    run("ip", &route.split(' ').collect::<Vec<_>>())?;
     let mut features = format!(
         "import ctypes, os, socket, urllib.request\n{DECLARED}
 def trace():

@@ -22,6 +22,7 @@ use outstation_agent::account::reconcile::{LOOK_MIN, Reconciler};
 use outstation_agent::account::redial::Redial;
 use outstation_agent::account::shared::Shared;
 use outstation_agent::clock::{Clock, ManualClock};
+use outstation_agent::store::AccountStore;
 use outstation_protocol::session::{AgentSession, Answer};
 use outstation_protocol::v1::SetEntry;
 use outstation_protocol::{AgentId, Envelope, GroupName, InstanceId};
@@ -90,7 +91,7 @@ impl Agent {
         let config = config(store, disk, setup);
         let clock = ManualClock::new(0);
         clock.set_unix_millis(unix_millis);
-        let ledger = Ledger::open(&config.store)?;
+        let ledger = Ledger::open(&AccountStore::folder(store))?;
         let shared = Arc::new(Shared::new(config, ledger, Clock::Manual(clock.clone())));
         let _ = shared.refresh_guardrails();
         let (timers, wire) = (Timers::at(now_millis), Wire::default());

@@ -175,7 +175,7 @@ impl World {
         }
         let (group, generation) = (entry.group.clone(), entry.generation);
         if let Verdict::Accepted = verdict {
-            let order = lock(&agent.shared.ledger).accepted()[&group].order.clone();
+            let order = agent.shared.view().accepted[&group].order.clone();
             self.oracle.accepted(&order, entry.digest);
             self.note(format_args!("{pid:?} accepted {group} {generation}"));
         } else {

@@ -76,7 +76,7 @@ impl Chain {
         let anchored = store.chains().map_err(io(disk))?.into_iter().next_back();
         let follows = match &anchored {
             Some(chain) => store
-                .newest_anchor(chain)
+                .newest_anchor(chain, 0)
                 .map_err(io(disk))?
                 .map(|anchor| Anchor { lines: Vec::new(), ..anchor }),
             None => None,
@@ -104,7 +104,9 @@ impl Chain {
         let bytes = fs::read(&path)?;
         let (lines, whole) = whole_lines(&bytes);
         let mut head = None::<Head>;
-        let anchor = store.newest_anchor(name)?;
+        let begins = segment.trim_end_matches(".jsonl").parse::<u64>().unwrap_or(0);
+        // What was anchored before this segment is of no use here.
+        let anchor = store.newest_anchor(name, begins.saturating_sub(1))?;
         let mut anchored_here = None;
         for line in lines {
             let before = match head {
@@ -133,7 +135,6 @@ impl Chain {
             if anchor.seq > head.seq {
                 chain.restore(store, &anchor)?;
             }
-            let begins = chain.segment.trim_end_matches(".jsonl").parse::<u64>().unwrap_or(0);
             if (begins..=head.seq).contains(&anchor.seq) && anchored_here != Some(anchor.digest) {
                 return Err(damaged(format!("record {} is not the anchored one", anchor.seq)));
             }
@@ -260,7 +261,7 @@ impl Chain {
         let io = |path: &Path, source| JournalError::Io { path: path.to_owned(), source };
         *self = Chain::begin_segment(self.folder.clone(), self.name.clone(), self.head)
             .map_err(|source| io(&self.folder, source))?;
-        self.archive(store).map_err(|source| io(&store.segments(&self.name), source))
+        self.archive(store).map_err(|source| io(Path::new(&store.segments(&self.name)), source))
     }
 
     fn archive(&self, store: &Store) -> io::Result<()> {
@@ -297,6 +298,7 @@ mod tests {
     use super::super::verify;
     use super::*;
     use crate::account::testing::{identity, temporary_folder};
+    use crate::store::AccountStore;
 
     fn call(number: u32) -> Event {
         let request = format!("MaxSize={number}");
@@ -311,7 +313,7 @@ mod tests {
     fn what_a_full_disk_does_not_take_is_carried_by_the_anchors_and_comes_back_from_them() {
         let folder = temporary_folder();
         let disk = folder.path().join("journal");
-        let store = Store::new(folder.path().join("store/journal"));
+        let store = Store::new(AccountStore::folder(&folder.path().join("store")));
         let open = || Chain::open(&disk, &store, &identity().data_plane, 1000).expect("it opens");
         let faults = || {
             let kept = verify::read(Some(&disk), &store).expect("readable");

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use outstation_protocol::GroupName;
 use time::OffsetDateTime;
@@ -16,6 +16,7 @@ use super::store::Store;
 use super::verify::{self, Kept, Verified};
 use crate::account::config::Config;
 use crate::hint::Hinted;
+use crate::store::{Access, AccountStore, Location, there};
 
 #[derive(Debug, Subcommand)]
 pub enum JournalCommand {
@@ -45,8 +46,8 @@ pub struct Where {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The account store only: what an auditor can read
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
+    #[arg(long, value_name = "DIR|s3://BUCKET/PREFIX")]
+    store: Option<Location>,
 }
 
 impl Where {
@@ -54,18 +55,13 @@ impl Where {
         let (disk, store) = match (&self.config, &self.store) {
             (Some(config), _) => {
                 let config = Config::load(config)?;
-                (Some(config.state.join("journal")), config.store)
+                (Some(config.state.join("journal")), config.open_store()?)
             }
-            (None, store) => (None, store.clone().unwrap_or_default()),
+            (None, Some(store)) => (None, AccountStore::open(store, Access::of_environment(None))?),
+            (None, None) => bail!("clap asks for one of the two"),
         };
-        if !store.is_dir() {
-            return Err(Hinted::error(
-                format!("there is no account store at {}", store.display()),
-                "name its folder, or the configuration that does",
-            ));
-        }
-        verify::read(disk.as_deref(), &Store::new(store.join("journal")))
-            .context("read the journal")
+        there(&store, "name its folder, or the configuration that does")?;
+        verify::read(disk.as_deref(), &Store::new(store)).context("read the journal")
     }
 }
 

@@ -23,6 +23,7 @@ use self::record::{Event, Head};
 use self::store::Store;
 use super::shared::lock;
 use crate::clock::Clock;
+use crate::store::{AccountStore, StoreError};
 
 /// Refusals written down one by one within a minute. A broker that is not to be trusted can send as many
 /// as it likes; the rest is counted.
@@ -32,6 +33,8 @@ const REFUSALS_PER_MINUTE_MAX: u32 = 60;
 pub enum JournalError {
     #[error("the journal cannot be written: {path}")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("the journal cannot be anchored: {path}")]
+    Anchor { path: String, source: StoreError },
     #[error(
         "the account store has another anchor for record {seq} of chain {chain}: somebody else wrote it, \
          or this disk was put back to an older state"
@@ -75,28 +78,39 @@ pub struct State {
 }
 
 impl Journal {
-    pub fn new(state: &Path, account_store: &Path, data_plane: DataPlane, clock: Clock) -> Journal {
-        let (disk, store) = (state.join("journal"), Store::new(account_store.join("journal")));
+    pub fn new(
+        state: &Path,
+        account_store: AccountStore,
+        data_plane: DataPlane,
+        clock: Clock,
+    ) -> Journal {
+        let (disk, store) = (state.join("journal"), Store::new(account_store));
         Journal { data_plane, disk, store, clock, inner: Mutex::default() }
     }
 
     /// Writes down what changes nothing by itself. A journal that cannot take it is told of in the log.
     pub fn note(&self, event: Event) {
-        let mut inner = lock(&self.inner);
+        self.with(|inner| self.noted(inner, event));
+    }
+
+    fn noted(&self, inner: &mut Inner, event: Event) {
         let now = self.clock.unix_secs();
         let in_trouble = inner.trouble.is_some();
         if inner.skipped.leaves_out(&event, now, in_trouble) {
             return;
         }
-        let noted = self.append(&mut inner, event).map(drop);
+        let noted = self.append(inner, event).map(drop);
         inner.tell(&noted);
     }
 
     /// Writes down a call that may change something: on this disk, and its anchor in the account store. It may be
     /// made when this has returned, and not otherwise. The number is for its outcome.
     pub fn before_call(&self, event: Event) -> Result<u64, JournalError> {
-        let mut inner = lock(&self.inner);
-        let written = self.append(&mut inner, event).and_then(|head| {
+        self.with(|inner| self.anchored(inner, event))
+    }
+
+    fn anchored(&self, inner: &mut Inner, event: Event) -> Result<u64, JournalError> {
+        let written = self.append(inner, event).and_then(|head| {
             let chain = inner.chain.as_mut().expect("it was just appended to");
             chain.secure(&self.store).map(|()| head.seq)
         });
@@ -123,9 +137,15 @@ impl Journal {
     }
 
     pub fn state(&self) -> State {
-        let inner = lock(&self.inner);
-        let head = inner.chain.as_ref().map(|chain| (chain.name().to_owned(), chain.head()));
-        State { head, trouble: inner.trouble.clone() }
+        self.with(|inner| {
+            let head = inner.chain.as_ref().map(|chain| (chain.name().to_owned(), chain.head()));
+            State { head, trouble: inner.trouble.clone() }
+        })
+    }
+
+    /// One at a time, and whoever has it may be waiting for the account store.
+    fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
+        self.store.account_store.waiting(|| work(&mut lock(&self.inner)))
     }
 }
 
@@ -153,6 +173,10 @@ impl Inner {
 fn message(error: &JournalError) -> String {
     match error {
         JournalError::Io { source, .. } => format!("{error}: {source}"),
+        JournalError::Anchor { source, .. } => match source {
+            StoreError::Disk { source: cause, .. } => format!("{error}: {source}: {cause}"),
+            source => format!("{error}: {source}"),
+        },
         JournalError::Forked { .. } => error.to_string(),
     }
 }

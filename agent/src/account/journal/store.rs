@@ -4,115 +4,135 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::JournalError;
 use super::record::{Anchor, Head};
-use crate::trust::files;
+use crate::store::{AccountStore, StoreError};
 
 /// Of an anchor's file, for whoever reads it.
 const ANCHOR_BYTES_MAX: u64 = 1 << 20;
+/// A segment ends when it is 4 MiB long; the last record comes on top.
+const ARCHIVED_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Debug, Clone)]
 pub struct Store {
-    folder: PathBuf,
+    pub account_store: AccountStore,
 }
 
 impl Store {
-    pub fn new(folder: PathBuf) -> Store {
-        Store { folder }
+    pub fn new(account_store: AccountStore) -> Store {
+        Store { account_store }
     }
 
     /// The chain ends at `head`, and says so before it goes on. `lines`: what else of it is nowhere yet.
     pub fn anchor(&self, chain: &str, head: Head, lines: Vec<String>) -> Result<(), JournalError> {
         let Head { seq, digest: Some(digest) } = head else { return Ok(()) };
-        let path = self.anchors(chain).join(anchor_name(seq));
+        let key = anchor_key(chain, &anchor_name(seq));
         let anchor = Anchor { chain: chain.to_owned(), seq, digest, lines };
         let json = serde_json::to_vec(&anchor).expect("plain values always serialize");
-        match create(&path, &json) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+        let failed = |source| JournalError::Anchor { path: self.account_store.name(&key), source };
+        match self.account_store.create(&key, &json) {
+            Err(StoreError::Exists) => {
                 // Ours, if the reply of the first attempt was lost.
-                match fs::read(&path).map_err(|source| JournalError::Io { path, source })? {
-                    found if found == json => Ok(()),
-                    _ => Err(JournalError::Forked { chain: chain.to_owned(), seq }),
+                let found = self.account_store.get(&key, ANCHOR_BYTES_MAX).map_err(failed)?;
+                match found {
+                    Some(found) if found.bytes == json => Ok(()),
+                    Some(_) | None => Err(JournalError::Forked { chain: chain.to_owned(), seq }),
                 }
             }
-            other => other.map_err(|source| JournalError::Io { path, source }),
+            created => created.map(drop).map_err(failed),
         }
     }
 
     /// Keeps a closed segment. One that is there already is the same, or [`super::verify`] tells.
     pub fn archive(&self, chain: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
-        match create(&self.segments(chain).join(name), bytes) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
+        match self.account_store.create(&segment_key(chain, name), bytes) {
+            Err(StoreError::Exists) => Ok(()),
+            created => Ok(created.map(drop)?),
         }
     }
 
     pub fn has_segment(&self, chain: &str, name: &str) -> bool {
-        self.segments(chain).join(name).exists()
+        matches!(self.account_store.size(&segment_key(chain, name)), Ok(Some(_)))
     }
 
     /// Oldest first.
     pub fn chains(&self) -> io::Result<Vec<String>> {
-        names(&self.folder)
+        Ok(self.account_store.prefixes("journal")?)
     }
 
-    pub fn newest_anchor(&self, chain: &str) -> io::Result<Option<Anchor>> {
-        let newest = names(&self.anchors(chain))?.into_iter().next_back();
-        newest.map(|name| read_anchor(&self.anchors(chain).join(name))).transpose()
+    /// Of those behind record `after`.
+    pub fn newest_anchor(&self, chain: &str, after: u64) -> io::Result<Option<Anchor>> {
+        let newest = self.anchor_names(chain, after)?.pop();
+        newest.map(|name| self.read_anchor(chain, &name)).transpose()
     }
 
     /// By number of the record; those behind record `after`.
     pub fn anchors_after(&self, chain: &str, after: u64) -> io::Result<BTreeMap<u64, Anchor>> {
-        let folder = self.anchors(chain);
-        let first = anchor_name(after + 1);
-        let names = names(&folder)?.into_iter().filter(|name| *name >= first);
-        let anchors = names.map(|name| {
-            let anchor = read_anchor(&folder.join(name))?;
+        let anchors = self.anchor_names(chain, after)?.into_iter().map(|name| {
+            let anchor = self.read_anchor(chain, &name)?;
             Ok((anchor.seq, anchor))
         });
         anchors.collect()
     }
 
-    pub fn anchors(&self, chain: &str) -> PathBuf {
-        self.folder.join(chain).join("anchors")
+    fn anchor_names(&self, chain: &str, after: u64) -> io::Result<Vec<String>> {
+        Ok(self.account_store.names(&anchor_prefix(chain), Some(&anchor_name(after)))?)
     }
 
-    pub fn segments(&self, chain: &str) -> PathBuf {
-        self.folder.join(chain).join("segments")
+    fn read_anchor(&self, chain: &str, name: &str) -> io::Result<Anchor> {
+        let key = anchor_key(chain, name);
+        let invalid = |why: String| {
+            let name = self.account_store.name(&key);
+            io::Error::new(io::ErrorKind::InvalidData, format!("{name} is no anchor: {why}"))
+        };
+        let found = match self.account_store.get(&key, ANCHOR_BYTES_MAX) {
+            Err(StoreError::TooLarge { .. }) => {
+                return Err(invalid(format!("longer than {ANCHOR_BYTES_MAX} bytes")));
+            }
+            found => found?.ok_or(io::ErrorKind::NotFound)?,
+        };
+        serde_json::from_slice(&found.bytes).map_err(|error| invalid(error.to_string()))
     }
+
+    pub fn segment_names(&self, chain: &str) -> io::Result<Vec<String>> {
+        Ok(self.account_store.names(&segment_prefix(chain), None)?)
+    }
+
+    pub fn segment(&self, chain: &str, name: &str) -> io::Result<Vec<u8>> {
+        let found = self.account_store.get(&segment_key(chain, name), ARCHIVED_BYTES_MAX)?;
+        Ok(found.ok_or(io::ErrorKind::NotFound)?.bytes)
+    }
+
+    /// For people.
+    pub fn segments(&self, chain: &str) -> String {
+        self.account_store.name(&segment_prefix(chain))
+    }
+}
+
+fn anchor_prefix(chain: &str) -> String {
+    format!("journal/{chain}/anchors")
+}
+
+fn segment_prefix(chain: &str) -> String {
+    format!("journal/{chain}/segments")
+}
+
+fn anchor_key(chain: &str, name: &str) -> String {
+    format!("{}/{name}", anchor_prefix(chain))
+}
+
+fn segment_key(chain: &str, name: &str) -> String {
+    format!("{}/{name}", segment_prefix(chain))
 }
 
 fn anchor_name(seq: u64) -> String {
     format!("{seq:020}.json")
 }
 
-fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match files::create_new(path, bytes, 0o600) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
-            files::create_new(path, bytes, 0o600)
-        }
-        other => other,
-    }
-}
-
-fn read_anchor(path: &Path) -> io::Result<Anchor> {
-    let invalid = |why: String| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("{} is no anchor: {why}", path.display()),
-        )
-    };
-    if fs::metadata(path)?.len() > ANCHOR_BYTES_MAX {
-        return Err(invalid(format!("longer than {ANCHOR_BYTES_MAX} bytes")));
-    }
-    serde_json::from_slice(&fs::read(path)?).map_err(|error| invalid(error.to_string()))
-}
-
-/// Of what is in a folder, in order; what writers left that were killed does not count. A folder that is not
-/// there is empty.
+/// Of what is in a folder on this disk, in order; what writers left that were killed does not count. A folder that is
+/// not there is empty.
 pub fn names(folder: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

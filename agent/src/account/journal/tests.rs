@@ -11,6 +11,7 @@ use super::verify::{self, Kept, Verified};
 use super::{Journal, JournalError, REFUSALS_PER_MINUTE_MAX};
 use crate::account::testing::{group, identity, temporary_folder};
 use crate::clock::{Clock, ManualClock};
+use crate::store::AccountStore;
 
 struct Place {
     folder: tempfile::TempDir,
@@ -27,7 +28,11 @@ impl Place {
     }
 
     fn store(&self) -> Store {
-        Store::new(self.folder.path().join("store/journal"))
+        Store::new(AccountStore::folder(&self.folder.path().join("store")))
+    }
+
+    fn anchors(&self, chain: &str) -> PathBuf {
+        self.folder.path().join("store/journal").join(chain).join("anchors")
     }
 
     fn journal(&self) -> Journal {
@@ -38,7 +43,8 @@ impl Place {
         let folder = self.folder.path();
         let clock = Clock::Manual(self.clock.clone());
         let plane = identity().data_plane;
-        Journal::new(&folder.join(state), &folder.join("store"), plane, clock)
+        let store = AccountStore::folder(&folder.join("store"));
+        Journal::new(&folder.join(state), store, plane, clock)
     }
 
     fn kept(&self) -> Vec<Kept> {
@@ -187,7 +193,7 @@ fn a_lost_disk_begins_a_chain_that_names_the_one_before() {
     assert_eq!(verify::verify_succession(&verified, &kept), Vec::<String>::new());
 
     // Whoever removes the anchors of the lost one as well is found out by the chain that names it.
-    fs::remove_dir_all(place.store().anchors(&verified[0].chain)).expect("removable");
+    fs::remove_dir_all(place.anchors(&verified[0].chain)).expect("removable");
     let kept = place.kept();
     let faults = verify::verify_succession(&verified, &kept);
     assert!(faults.len() == 1 && faults[0].contains("whose anchor is gone"), "{faults:?}");
@@ -222,7 +228,7 @@ fn a_disk_put_back_to_an_older_state_is_found_at_the_next_call() {
     drop(journal);
     // While no agent runs, it would be seen at the start; this agent has opened it already.
     fs::write(&segment, older).expect("writable");
-    let anchors = place.store().anchors(&names(&place.disk()).expect("readable")[0]);
+    let anchors = place.anchors(&names(&place.disk()).expect("readable")[0]);
     let hidden = anchors.join(format!("{:020}.json", 3));
     let anchored = fs::read(&hidden).expect("an anchor");
     fs::remove_file(&hidden).expect("removable");
@@ -245,7 +251,7 @@ fn another_hand_on_the_same_anchors_stops_the_call() {
     let chain = journal.state().head.expect("a chain").0;
     let digest = Digest::of(b"another");
     let anchor = Anchor { chain: chain.clone(), seq: 3, digest, lines: vec![] };
-    let path = place.store().anchors(&chain).join(format!("{:020}.json", 3));
+    let path = place.anchors(&chain).join(format!("{:020}.json", 3));
     fs::write(path, serde_json::to_vec(&anchor).expect("plain values")).expect("writable");
     let error = journal.before_call(call(4)).expect_err("somebody else was here");
     assert!(matches!(error, JournalError::Forked { seq: 3, .. }), "{error}");
@@ -320,7 +326,7 @@ fn a_long_journal_moves_into_the_account_store_segment_by_segment() {
     journal.before_call(call(3)).expect("written");
     drop(journal);
     let chain = names(&place.disk()).expect("readable").remove(0);
-    let archived = names(&place.store().segments(&chain)).expect("readable").len();
+    let archived = place.store().segment_names(&chain).expect("readable").len();
     let here = names(&place.disk().join(&chain)).expect("readable").len();
     assert!(archived > 8 && here == 9, "{archived} archived, {here} here");
     let verified = place.verified();
@@ -332,7 +338,13 @@ fn a_long_journal_moves_into_the_account_store_segment_by_segment() {
     let audited = verify::verify(&kept[0]);
     assert_eq!((audited.faults.len(), audited.elsewhere), (0, 1));
 
-    let first = place.store().segments(&chain).join(format!("{:020}.jsonl", 1));
+    let first = place
+        .folder
+        .path()
+        .join("store/journal")
+        .join(&chain)
+        .join("segments")
+        .join(format!("{:020}.jsonl", 1));
     edit(&first, "\"status\":200", "\"status\":500");
     let faults = place.faults();
     assert!(faults.iter().any(|fault| fault.contains("does not follow")), "{faults:?}");

@@ -43,9 +43,8 @@ pub fn read(disk: Option<&Path>, store: &Store) -> io::Result<Vec<Kept>> {
     let mut all = Vec::new();
     for chain in chains {
         let mut kept = Kept { anchors: store.anchors_after(&chain, 0)?, ..Kept::default() };
-        let archived = store.segments(&chain);
-        for name in names(&archived)? {
-            kept.segments.insert(name.clone(), fs::read(archived.join(&name))?);
+        for name in store.segment_names(&chain)? {
+            kept.segments.insert(name.clone(), store.segment(&chain, &name)?);
         }
         if let Some(disk) = disk.filter(|_| here.contains(&chain)) {
             kept.is_here = true;
