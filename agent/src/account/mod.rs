@@ -40,6 +40,7 @@ pub mod status;
 mod testing;
 mod turns;
 pub mod vitals;
+pub mod whereabouts;
 
 use std::fs;
 use std::sync::Arc;

@@ -7,6 +7,7 @@ mod broker;
 mod cloud;
 mod customer;
 mod images;
+mod joining;
 mod many;
 mod month;
 mod nodes;
