@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use outstation_protocol::status::Held;
 
+use super::approvals::Approvals;
 use super::aws::Aws;
 use super::config::{Config, Profile};
 use super::floor;
@@ -42,7 +43,7 @@ pub async fn run(args: PlanArgs) -> Result<ExitCode> {
             "mount it, or correct store in the configuration",
         ));
     }
-    let guardrails = Guardrails::read(&config.store.join("guardrails").join("guardrails.toml"))
+    let mut guardrails = Guardrails::read(&config.store.join("guardrails").join("guardrails.toml"))
         .map_err(|why| {
             Hinted::error(
                 format!("the account has no valid guardrails: {why}"),
@@ -60,6 +61,9 @@ pub async fn run(args: PlanArgs) -> Result<ExitCode> {
         Images::default().look(&aws, &mut observed, &guardrails).await;
     }
     let (accepted, live) = (ledger.accepted(), !args.offline);
+    let ending = accepted.iter().filter(|(_, accepted)| accepted.order.is_tombstone());
+    let folder = config.store.join("guardrails").join("approvals");
+    guardrails.approvals = Approvals::read(&folder, ending.map(|(group, _)| group));
     let mut plans = match config.profile {
         Profile::Manage => plan::plan(accepted, &observed, &Ok(guardrails), &config.tenant, live),
         Profile::ScaleOnly => {

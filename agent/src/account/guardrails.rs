@@ -8,6 +8,8 @@ use outstation_protocol::GroupName;
 use outstation_protocol::signing::Signers;
 use serde::Deserialize;
 
+use super::approvals::Approvals;
+
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guardrails {
@@ -43,6 +45,9 @@ pub struct Guardrails {
     pub subnets: Vec<String>,
     #[serde(default)]
     pub availability_zones: Vec<String>,
+    /// Read beside this file, where `destroy` asks for them.
+    #[serde(skip)]
+    pub approvals: Approvals,
 }
 
 fn ninety() -> u32 {
@@ -102,6 +107,8 @@ pub enum UnsignedOrders {
 pub enum DestroyPolicy {
     #[default]
     Never,
+    /// Each end waits until the account's people approve that very order.
+    Approve,
     Allow,
 }
 

@@ -262,7 +262,8 @@ fn check_destroy(
         ));
     }
     match guardrails.destroy {
-        DestroyPolicy::Allow => Ok(()),
+        // It is carried out when it is approved.
+        DestroyPolicy::Approve | DestroyPolicy::Allow => Ok(()),
         DestroyPolicy::Never => Err(refusal(
             RefusalRule::Guardrail,
             "destroy = \"never\" in the account's guardrails".to_owned(),

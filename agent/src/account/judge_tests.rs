@@ -196,10 +196,13 @@ fn strict_guardrails_take_no_unsigned_order_and_no_destroy() {
     assert_eq!(refused.rule, RefusalRule::Signature, "a junk signature is none");
     let mut strict = guardrails::sample();
     strict.destroy = DestroyPolicy::Never;
+    let tombstone = order("a", 2, Some(digest), Intent::Destroy);
     assert_eq!(
-        verdict(&order("a", 2, Some(digest), Intent::Destroy), &[first], strict),
+        verdict(&tombstone, std::slice::from_ref(&first), strict.clone()),
         "Guardrail: destroy = \"never\" in the account's guardrails"
     );
+    strict.destroy = DestroyPolicy::Approve;
+    assert_eq!(verdict(&tombstone, &[first], strict), "accepted", "it waits as an accepted one");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 pub mod adopt;
 mod advice;
+pub mod approvals;
 pub mod aws;
 mod backoff;
 pub mod callers;

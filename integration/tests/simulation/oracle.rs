@@ -2,13 +2,16 @@
 //! agents send to AWS.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
-use outstation_agent::account::guardrails::LaunchTemplate;
+use outstation_agent::account::guardrails::{DestroyPolicy, LaunchTemplate};
 use outstation_agent::account::plan::{Observed, ObservedGroup, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::model::{GroupSpec, Scaling, Target};
 use outstation_protocol::order::{Intent, Order};
-use outstation_protocol::{Digest, GroupName};
+use outstation_protocol::{Digest, Generation, GroupName};
+
+use crate::tally;
 
 pub const PREFIX: &str = "outstation-";
 
@@ -17,7 +20,7 @@ pub const PREFIX: &str = "outstation-";
 pub struct Rules {
     pub valid: bool,
     pub pause: bool,
-    pub destroy: bool,
+    pub destroy: DestroyPolicy,
     pub nodes_per_group_max: u32,
     pub nodes_total_max: u32,
     /// Of the launch template.
@@ -45,6 +48,8 @@ pub struct Oracle {
     scale_only: bool,
     /// The newest order in the account store.
     pub accepted: BTreeMap<GroupName, (Order, Digest)>,
+    /// What `guardrails/approvals/` holds now, as far as it is well-formed.
+    pub approved: BTreeMap<GroupName, (Generation, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
     replaced: BTreeSet<(u64, String)>,
 }
@@ -294,7 +299,19 @@ impl Oracle {
         let group = &order.group;
         assert!(order.is_tombstone(), "{action} of {group} without a tombstone");
         assert!(basis.live, "{action} of {group} while offline");
-        assert!(rules.destroy, "{action} of {group}: destroy = never");
+        match rules.destroy {
+            DestroyPolicy::Allow => {}
+            DestroyPolicy::Never => panic!("{action} of {group}: destroy = never"),
+            DestroyPolicy::Approve => {
+                let digest = self.accepted.get(group).map(|(_, digest)| *digest);
+                let approved = self.approved.get(group);
+                let matches = approved.is_some_and(|(generation, of)| {
+                    (*generation, Some(*of)) == (order.generation, digest)
+                });
+                assert!(matches, "{action} of {group} {}: approved {approved:?}", order.generation);
+                tally::APPROVED.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// What AWS did: a group came into being.

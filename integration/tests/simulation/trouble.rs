@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outstation_agent::account::guardrails::DestroyPolicy;
 use outstation_protocol::InstanceId;
 use rand::Rng as _;
 
@@ -197,7 +198,11 @@ impl World {
                 prefix = crate::oracle::PREFIX,
                 group = rules.nodes_per_group_max,
                 total = rules.nodes_total_max,
-                destroy = if rules.destroy { "allow" } else { "never" },
+                destroy = match rules.destroy {
+                    DestroyPolicy::Allow => "allow",
+                    DestroyPolicy::Approve => "approve",
+                    DestroyPolicy::Never => "never",
+                },
                 pause = rules.pause,
                 subnets = crate::policy::SUBNETS,
             )
@@ -233,7 +238,10 @@ impl World {
         let rules = Rules {
             valid: true,
             pause: false,
-            destroy: true,
+            destroy: match self.weather.approvals {
+                true => DestroyPolicy::Approve,
+                false => DestroyPolicy::Allow,
+            },
             nodes_per_group_max: 6,
             nodes_total_max: 100,
             version: if self.weather.images { FINAL_VERSION } else { 1 },

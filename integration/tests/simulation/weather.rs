@@ -37,6 +37,8 @@ pub struct Weather {
     pub images: bool,
     /// Nodes stop working, or stop talking.
     pub ailing_nodes: bool,
+    /// An end waits for the account's people, who approve some, wrongly at times.
+    pub approvals: bool,
 }
 
 impl Weather {
@@ -77,6 +79,7 @@ impl Weather {
             store_outages: coin(),
             images: coin(),
             ailing_nodes: coin(),
+            approvals: false,
             delay_max_millis: random.random_range(1..2000),
             aws_latency_max_millis: random.random_range(1..1500),
         }
