@@ -8,6 +8,7 @@ pub mod aws;
 mod backoff;
 pub mod callers;
 pub mod certificate;
+pub mod changes;
 pub mod config;
 pub mod control;
 pub mod desk;

@@ -27,6 +27,7 @@ pub struct Rules {
     pub version: u32,
     pub min_healthy_percent: u32,
     pub replacements_per_hour: u32,
+    pub changes_per_hour: Option<u32>,
 }
 
 impl Rules {
@@ -52,6 +53,8 @@ pub struct Oracle {
     pub approved: BTreeMap<GroupName, (Generation, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
     replaced: BTreeSet<(u64, String)>,
+    /// When changes were accepted that count, in true time.
+    changed: Vec<u64>,
 }
 
 impl Oracle {
@@ -190,6 +193,21 @@ impl Oracle {
                 .any(|(id, held)| id.as_str() == instance && held.lifecycle == "InService")
         });
         assert!(is_in_service, "{instance} is replaced, and was not shown in service");
+    }
+
+    /// The order that [`Oracle::accepted`] is told of next: whether it could be accepted so soon.
+    pub fn changes(&mut self, order: &Order, now_millis: u64, rules: Rules) {
+        const HOUR_MILLIS: u64 = 3600 * 1000;
+        let Some(per_hour) = rules.changes_per_hour else { return };
+        let before = self.accepted.get(&order.group);
+        if before.is_some_and(|(before, _)| before.intent == order.intent) {
+            return;
+        }
+        tally::CHANGED.fetch_add(1, Ordering::Relaxed);
+        self.changed.retain(|at| now_millis < at + HOUR_MILLIS);
+        self.changed.push(now_millis);
+        let within = self.changed.len();
+        assert!(within <= per_hour as usize, "{within} changes within an hour, {per_hour} allowed");
     }
 
     /// What AWS has been told to replace, in true time.

@@ -91,6 +91,10 @@ impl World {
                     },
                     nodes_per_group_max: self.random.random_range(1..7),
                     nodes_total_max: self.random.random_range(4..12),
+                    changes_per_hour: match self.weather.change_rate {
+                        true => Some(self.random.random_range(2..7)),
+                        false => None,
+                    },
                     ..self.rules
                 };
                 self.set_rules(rules);

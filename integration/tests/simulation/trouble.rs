@@ -190,7 +190,7 @@ impl World {
                  unsigned_orders = \"dev\"\ndestroy = \"{destroy}\"\npause = {pause}\n\
                  subnets = {subnets:?}\n\
                  min_healthy_percent = {healthy}\nreplacements_per_hour = {replacements}\n\
-                 node_patience_secs = {NODE_PATIENCE_SECS}\n\
+                 node_patience_secs = {NODE_PATIENCE_SECS}\n{changes}\
                  [launch_template]\nname = \"outstation-node\"\nversion = {version}\n",
                 healthy = rules.min_healthy_percent,
                 replacements = rules.replacements_per_hour,
@@ -204,6 +204,9 @@ impl World {
                     DestroyPolicy::Never => "never",
                 },
                 pause = rules.pause,
+                changes = rules
+                    .changes_per_hour
+                    .map_or(String::new(), |rate| format!("changes_per_hour = {rate}\n")),
                 subnets = crate::policy::SUBNETS,
             )
         } else {
@@ -244,6 +247,7 @@ impl World {
             },
             nodes_per_group_max: 6,
             nodes_total_max: 100,
+            changes_per_hour: None,
             version: if self.weather.images { FINAL_VERSION } else { 1 },
             ..self.rules
         };

@@ -191,6 +191,7 @@ impl World {
             version: 1,
             min_healthy_percent: 90,
             replacements_per_hour: 2,
+            changes_per_hour: None,
         };
         let mut world = World {
             now_millis: 0,
