@@ -8,7 +8,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_api::transform::value::Kind;
 use outstation_api::transform::{CallRequest, Row, row_result::Outcome};
+use outstation_cli::dev::ServiceName;
 use outstation_cli::values::row_to_json;
+use outstation_cli::view::GroupView;
 use outstation_integration::{LONG, Load, ONE_AT_A_TIME, World, python, workspace};
 use serde_json::Value as Json;
 
@@ -270,7 +272,7 @@ async fn the_accounts_own_people_have_the_last_word() -> Result<()> {
         "{run}"
     );
     std::fs::write(&path, &allowed)?;
-    world.system.kill(outstation_cli::dev::ServiceName::AccountAgent)?;
+    world.system.kill(ServiceName::AccountAgent)?;
     // Two heartbeats of the new session and more looks than that at the account.
     let group = world
         .system
@@ -309,6 +311,99 @@ async fn the_accounts_own_people_have_the_last_word() -> Result<()> {
     // As ordered: nothing to do, and it says so with success.
     let run = world.outstation(&["apply", "."])?;
     assert_eq!(run.code, 0, "{run}");
+    world.system.shutdown().await
+}
+
+/// `destroy = "approve"`: the group serves on until its end is approved, as the held reason says how.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_waits_for_approval_by_the_accounts_people() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let world = World::start("approvals").await?;
+    world.edit(NODES, "desired_nodes=1")?;
+    world.apply(1).await?;
+    let departures = world.departures()?;
+    let rows = world.rows(&departures[..100]).await?;
+    let path = world.system.layout().guardrails();
+    let allowed = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, allowed.replace("destroy = \"allow\"", "destroy = \"approve\""))?;
+    let confirmed = ["destroy", "delay_tsg", "--yes", "--confirm-destroy", "1", "--no-wait"];
+    let run = world.outstation(&confirmed)?;
+    assert_eq!(run.code, 0, "{run}");
+
+    let waits = |group: &GroupView| {
+        let held = group.status.iter().flat_map(|status| &status.held);
+        held.into_iter().any(|held| held.rule == "destroy")
+    };
+    let waiting = world.system.wait_group(&world.group, LONG, waits).await?;
+    let described = world.outstation(&["describe", "delay_tsg"])?;
+    for words in
+        ["it waits for approval", "guardrails/approvals/delay_tsg.json", "\"generation\":2"]
+    {
+        assert!(described.stdout.contains(words), "{words}: {described}");
+    }
+    // Nothing has changed for whoever calls, however late they come.
+    let caller = world.caller().await?;
+    let load = Load::start(&caller, &rows, 1);
+    load.pass(100).await?;
+    let (_, failures) = load.stop().await?;
+    assert!(failures.is_empty(), "{failures:?}");
+
+    let status = waiting.status.context("awaited above")?;
+    let hint = &status.held[0].hint;
+    let approval = hint.split_once(".json: ").and_then(|(_, rest)| rest.split_once(" and a name"));
+    let (approval, _) = approval.context("what has to be written")?;
+    let folder = path.with_file_name("approvals");
+    std::fs::create_dir(&folder)?;
+    let file = folder.join("delay_tsg.json");
+    std::fs::write(&file, approval)?;
+    let refused = |group: &GroupView| {
+        let held = group.status.iter().flat_map(|status| &status.held);
+        held.into_iter().any(|held| held.message.contains("the approval is none: who"))
+    };
+    world.system.wait_group(&world.group, LONG, refused).await.context("nobody's name")?;
+    assert_eq!(world.system.instances().await?.len(), 1);
+
+    std::fs::write(&file, approval.replace("\"who\":\"\"", "\"who\":\"ann@example\""))?;
+    let gone = |group: &GroupView| group.has_converged(group.generation);
+    world.system.wait_group(&world.group, LONG, gone).await.context(world.system.log_tails(20))?;
+    assert!(world.system.instances().await?.is_empty());
+    assert!(world.system.sim().groups().await?.is_empty());
+    world.system.shutdown().await
+}
+
+/// `changes_per_hour`: what is beyond waits and says until when, also after a restart of the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_come_too_fast_wait_and_are_not_lost() -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let world = World::start("change-rate").await?;
+    let path = world.system.layout().guardrails();
+    let free = std::fs::read_to_string(&path)?;
+    std::fs::write(&path, format!("changes_per_hour = 1\n{free}"))?;
+    world.edit(NODES, "desired_nodes=1")?;
+    world.apply(1).await?;
+    world.edit("desired_nodes=1", "desired_nodes=2")?;
+    let run = world.outstation(&["apply", ".", "--timeout", "60"])?;
+    assert_eq!(run.code, 1, "{run}");
+    let described = world.outstation(&["describe", "delay_tsg"])?;
+    for words in
+        ["changes_per_hour of the account's guardrails; the next is due at 20", "by itself"]
+    {
+        assert!(described.stdout.contains(words), "{words}: {described}");
+    }
+
+    world.system.kill(ServiceName::AccountAgent)?;
+    let log = || std::fs::read_to_string(world.system.log(ServiceName::AccountAgent));
+    let restarts = log()?.matches("ChangeRate").count();
+    let deadline = tokio::time::Instant::now() + LONG;
+    while log()?.matches("ChangeRate").count() == restarts {
+        anyhow::ensure!(tokio::time::Instant::now() < deadline, "it does not ask again");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let group = world.system.admin().await?.group(&world.group).await?;
+    assert_eq!(group.accepted.context("the first one")?.generation.0, 1);
+
+    std::fs::write(&path, format!("changes_per_hour = 2\n{free}"))?;
+    world.ready(2).await?;
     world.system.shutdown().await
 }
 

@@ -152,6 +152,8 @@ pub enum RefusalRule {
     AccountStore,
     /// The account and its ledger contradict each other; the agent tries again.
     Contradiction,
+    /// As many changes were accepted within the hour as the account's guardrails allow; it waits.
+    ChangeRate,
 }
 
 impl RefusalRule {
@@ -168,7 +170,9 @@ impl RefusalRule {
             | RefusalRule::Signature
             | RefusalRule::Guardrail
             | RefusalRule::PreventDestroy => true,
-            RefusalRule::AccountStore | RefusalRule::Contradiction => false,
+            RefusalRule::AccountStore | RefusalRule::Contradiction | RefusalRule::ChangeRate => {
+                false
+            }
         }
     }
 }

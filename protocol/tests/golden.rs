@@ -43,7 +43,7 @@ const NODE_PHASES: [NodePhase; 8] = [
     NodePhase::Gone,
 ];
 
-const RULES: [RefusalRule; 11] = [
+const RULES: [RefusalRule; 12] = [
     RefusalRule::OlderGeneration,
     RefusalRule::ConflictingGeneration,
     RefusalRule::UnknownParent,
@@ -55,6 +55,7 @@ const RULES: [RefusalRule; 11] = [
     RefusalRule::PreventDestroy,
     RefusalRule::AccountStore,
     RefusalRule::Contradiction,
+    RefusalRule::ChangeRate,
 ];
 
 /// The lists above are by hand; this makes the compiler ask for a new variant, and the test for
@@ -100,6 +101,7 @@ fn every_variant_has_its_place() {
             RefusalRule::PreventDestroy => 8,
             RefusalRule::AccountStore => 9,
             RefusalRule::Contradiction => 10,
+            RefusalRule::ChangeRate => 11,
         };
         assert_eq!(index, place);
     }

@@ -459,6 +459,7 @@ fn only_a_refusal_that_is_no_judgement_is_asked_for_again_by_the_next_session() 
         (RefusalRule::Guardrail, false),
         (RefusalRule::AccountStore, true),
         (RefusalRule::Contradiction, true),
+        (RefusalRule::ChangeRate, true),
     ] {
         let mut world = World::new(Some(0));
         world.rule = rule;

@@ -260,22 +260,39 @@ impl Aws {
         })
     }
 
-    /// The AutoScaling group that AWS itself says `instance` is in now.
-    pub async fn group_of(&self, instance: &InstanceId) -> Result<Option<String>, CallError> {
-        self.turn().await;
-        let found = self
-            .autoscaling
-            .describe_auto_scaling_instances()
-            .instance_ids(instance.as_str())
-            .send()
-            .await
-            .map_err(|e| CallError::of("DescribeAutoScalingInstances", e))?;
-        Ok(found
-            .auto_scaling_instances()
-            .iter()
-            .find(|found| found.instance_id() == Some(instance.as_str()))
-            .and_then(|found| found.auto_scaling_group_name())
-            .map(str::to_owned))
+    /// The AutoScaling groups that AWS itself says `instances` are in now, those that are in one; after an [`Aws::turn`], as
+    /// further pages take their own. As many as one call takes.
+    pub(super) async fn groups_of(
+        &self,
+        instances: &[&InstanceId],
+    ) -> Result<BTreeMap<InstanceId, String>, CallError> {
+        let ids: Vec<String> = instances.iter().map(ToString::to_string).collect();
+        let mut groups = BTreeMap::new();
+        let mut token = None;
+        for _ in 0..PAGES_MAX {
+            let page = self
+                .autoscaling
+                .describe_auto_scaling_instances()
+                .set_instance_ids(Some(ids.clone()))
+                .set_next_token(token)
+                .send()
+                .await
+                .map_err(|e| CallError::of("DescribeAutoScalingInstances", e))?;
+            groups.extend(page.auto_scaling_instances().iter().filter_map(|found| {
+                let id = InstanceId::try_from(found.instance_id()?).ok()?;
+                Some((id, found.auto_scaling_group_name()?.to_owned()))
+            }));
+            token = page.next_token().filter(|token| !token.is_empty()).map(str::to_owned);
+            if token.is_none() {
+                return Ok(groups);
+            }
+            self.turn().await;
+        }
+        Err(CallError {
+            call: "DescribeAutoScalingInstances",
+            code: None,
+            message: format!("more than {PAGES_MAX} pages"),
+        })
     }
 
     /// One call, after its [`Aws::turn`]. Each action may be repeated; what is already so counts as done.

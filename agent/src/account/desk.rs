@@ -12,6 +12,7 @@ use outstation_protocol::session::{AgentConfig, AgentSession, Answers, Reports, 
 use outstation_protocol::signing::SignerName;
 use outstation_protocol::v1::{self, Hello, Refusal, RefusalRule, SetEntry};
 
+use super::changes::{self, Changed, Changes};
 use super::guardrails::{Guardrails, NoGuardrails};
 use super::journal::record::Event;
 use super::judge::{Approved, Bench, judge};
@@ -80,35 +81,54 @@ impl Desk {
             self.shared.look.notify_one();
         }
         let standing = self.shared.standing.borrow().clone();
+        let store = &self.shared.store;
+        let per_hour = guardrails.as_ref().ok().and_then(|guardrails| guardrails.changes_per_hour);
+        let changes = per_hour.map_or(Ok(Changes::default()), |per_hour| {
+            Changes::read(store, per_hour).map_err(|error| error.to_string())
+        });
+        let now_unix_secs = self.shared.clock.unix_secs();
         let bench = Bench {
             identity: &self.shared.identity,
             ledger: ledger.accepted(),
             floors: ledger.floors(),
             standing: &standing,
             guardrails,
-            now_unix_secs: self.shared.clock.unix_secs(),
+            changes: &changes,
+            now_unix_secs,
         };
-        let judged = judge(entry, envelope, &bench);
+        let judged = judge(entry, envelope, &bench).and_then(|approved| {
+            let Some(number) = approved.change else { return Ok(approved) };
+            let (group, generation) = (entry.group.clone(), entry.generation);
+            let changed = Changed { group, generation, at_unix_secs: now_unix_secs };
+            changes::note(store, number, &changed).map(|()| approved).map_err(|error| Refusal {
+                rule: RefusalRule::AccountStore,
+                message: format!("the change cannot be counted: {error}"),
+                hint: "look at state/changes/ of the account store; the agent tries again"
+                    .to_owned(),
+            })
+        });
         let mut signed_by = String::new();
         let refused = match judged {
-            Ok(Approved { order, signed_by: names }) => match ledger.accept(order, envelope) {
-                Ok(()) => {
-                    signed_by = who(&names);
-                    None
+            Ok(Approved { order, signed_by: names, change: _ }) => {
+                match ledger.accept(order, envelope) {
+                    Ok(()) => {
+                        signed_by = who(&names);
+                        None
+                    }
+                    Err(error) => {
+                        // It has learnt what is there instead.
+                        self.shared.weigh(ledger);
+                        self.shared.ledger_changed.send_modify(|count| *count += 1);
+                        self.shared.look.notify_one();
+                        Some(Refusal {
+                            rule: RefusalRule::AccountStore,
+                            message: format!("{:#}", anyhow!(error)),
+                            hint: "look at state/ of the account store; the agent tries again"
+                                .to_owned(),
+                        })
+                    }
                 }
-                Err(error) => {
-                    // It has learnt what is there instead.
-                    self.shared.weigh(ledger);
-                    self.shared.ledger_changed.send_modify(|count| *count += 1);
-                    self.shared.look.notify_one();
-                    Some(Refusal {
-                        rule: RefusalRule::AccountStore,
-                        message: format!("{:#}", anyhow!(error)),
-                        hint: "look at state/ of the account store; the agent tries again"
-                            .to_owned(),
-                    })
-                }
-            },
+            }
             Err(refusal) => Some(refusal),
         };
         (refused, signed_by)

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use outstation_protocol::status::Held;
 
+use super::approvals::Approvals;
 use super::aws::Aws;
 use super::config::{Config, Profile};
 use super::floor;
@@ -39,7 +40,7 @@ pub async fn run(args: PlanArgs) -> Result<ExitCode> {
     let config = Config::load(&args.config)?;
     let store = config.open_store()?;
     there(&store, "mount it, or correct store in the configuration")?;
-    let guardrails = Guardrails::read(&store).map_err(|why| {
+    let mut guardrails = Guardrails::read(&store).map_err(|why| {
         Hinted::error(
             format!("the account has no valid guardrails: {why}"),
             "everything is held until they are mended, so nothing would be done",
@@ -56,6 +57,8 @@ pub async fn run(args: PlanArgs) -> Result<ExitCode> {
         Images::default().look(&aws, &mut observed, &guardrails).await;
     }
     let (accepted, live) = (ledger.accepted(), !args.offline);
+    let ending = accepted.iter().filter(|(_, accepted)| accepted.order.is_tombstone());
+    guardrails.approvals = Approvals::read(&store, ending.map(|(group, _)| group));
     let mut plans = match config.profile {
         Profile::Manage => plan::plan(accepted, &observed, &Ok(guardrails), &config.tenant, live),
         Profile::ScaleOnly => {

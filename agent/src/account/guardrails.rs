@@ -7,6 +7,7 @@ use outstation_protocol::GroupName;
 use outstation_protocol::signing::Signers;
 use serde::Deserialize;
 
+use super::approvals::Approvals;
 use crate::store::AccountStore;
 
 pub const KEY: &str = "guardrails/guardrails.toml";
@@ -40,6 +41,9 @@ pub struct Guardrails {
     /// Nodes that do not work, of all groups together.
     #[serde(default = "six")]
     pub replacements_per_hour: u32,
+    /// Orders accepted that change a group, of all groups together; without it as many as come.
+    #[serde(default)]
+    pub changes_per_hour: Option<u32>,
     /// For so long a node may be in trouble, silent or not heard at all before it is replaced.
     #[serde(default = "ten_minutes")]
     pub node_patience_secs: u64,
@@ -48,6 +52,9 @@ pub struct Guardrails {
     pub subnets: Vec<String>,
     #[serde(default)]
     pub availability_zones: Vec<String>,
+    /// Read beside this file, where `destroy` asks for them.
+    #[serde(skip)]
+    pub approvals: Approvals,
 }
 
 fn ninety() -> u32 {
@@ -107,6 +114,8 @@ pub enum UnsignedOrders {
 pub enum DestroyPolicy {
     #[default]
     Never,
+    /// Each end waits until the account's people approve that very order.
+    Approve,
     Allow,
 }
 
@@ -148,6 +157,10 @@ impl Guardrails {
         }
         if guardrails.min_healthy_percent > 100 {
             return Err(NoGuardrails("min_healthy_percent is more than 100".to_owned()));
+        }
+        if guardrails.changes_per_hour == Some(0) {
+            let why = "changes_per_hour is 0: pause = true stops everything";
+            return Err(NoGuardrails(why.to_owned()));
         }
         if guardrails.signers.is_some() && guardrails.unsigned_orders == UnsignedOrders::Dev {
             let why = "they name signers and let unsigned orders pass: take out \
@@ -260,6 +273,7 @@ mod tests {
                 SAMPLE.replace("destroy", "min_healthy_percent = 101\ndestroy"),
                 "min_healthy_percent",
             ),
+            (SAMPLE.replace("destroy", "changes_per_hour = 0\ndestroy"), "pause = true"),
             ("not toml".to_owned(), "expected"),
             (format!("{SAMPLE}[signers]\nkeys = []\n"), "signers without any key"),
             (format!("{SAMPLE}[signers]\nkeys = [{{ name = \"a\" }}]\n"), "missing field `key`"),

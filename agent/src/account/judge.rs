@@ -8,6 +8,7 @@ use outstation_protocol::signing::{SignerName, Unverified};
 use outstation_protocol::v1::{Refusal, RefusalRule, SetEntry};
 use outstation_protocol::{DataPlane, Envelope, GroupName, TenantId};
 
+use super::changes::Changes;
 use super::floor::{Floor, Floors, Standing};
 use super::guardrails::{DestroyPolicy, Guardrails, NoGuardrails, UnsignedOrders};
 use super::ledger::Accepted;
@@ -29,6 +30,8 @@ pub struct Bench<'a> {
     pub floors: &'a Floors,
     pub standing: &'a Standing,
     pub guardrails: &'a Result<Guardrails, NoGuardrails>,
+    /// Those of the hour; or why they cannot be counted.
+    pub changes: &'a Result<Changes, String>,
     pub now_unix_secs: u64,
 }
 
@@ -38,6 +41,8 @@ pub struct Approved {
     pub order: Order,
     /// Empty where unsigned orders are taken.
     pub signed_by: BTreeSet<SignerName>,
+    /// Its number among the account's changes, where they are counted and it is one.
+    pub change: Option<u64>,
 }
 
 /// The signatures are looked at first: what an envelope says is nobody's word before.
@@ -46,7 +51,7 @@ pub fn judge(
     envelope: &Envelope,
     bench: &Bench<'_>,
 ) -> Result<Approved, Refusal> {
-    let Bench { identity, ledger, floors, standing, guardrails, now_unix_secs } = *bench;
+    let Bench { identity, ledger, floors, standing, guardrails, changes, now_unix_secs } = *bench;
     let guardrails = guardrails.as_ref().map_err(|why| without_guardrails(why, standing))?;
     let signed_by = check_signatures(envelope, guardrails)?;
     let order = Order::from_envelope(envelope).map_err(|error| {
@@ -83,7 +88,14 @@ pub fn judge(
         ));
     }
     check_guardrails(&order, ledger, standing, guardrails)?;
-    Ok(Approved { order, signed_by })
+    let changes = Some(changes).filter(|_| changes_something(&order, ledger));
+    let change = match (guardrails.changes_per_hour, changes) {
+        (Some(per_hour), Some(changes)) => {
+            Some(check_change_rate(per_hour, changes, now_unix_secs)?)
+        }
+        (Some(_), None) | (None, _) => None,
+    };
+    Ok(Approved { order, signed_by, change })
 }
 
 /// Without them nothing can be looked at, and they are what a person has to mend first; unless a
@@ -246,6 +258,27 @@ fn check_guardrails(
     Ok(())
 }
 
+/// The same again, under another generation or not, changes nothing.
+fn changes_something(order: &Order, ledger: &BTreeMap<GroupName, Accepted>) -> bool {
+    ledger.get(&order.group).is_none_or(|known| known.order.intent != order.intent)
+}
+
+/// Last, as it ends nothing: the order is judged again when its time has come.
+fn check_change_rate(
+    per_hour: u32,
+    changes: &Result<Changes, String>,
+    now_unix_secs: u64,
+) -> Result<u64, Refusal> {
+    let changes = changes.as_ref().map_err(|why| {
+        refusal(
+            RefusalRule::AccountStore,
+            format!("changes_per_hour is set, and changes cannot be counted: {why}"),
+            "look at state/changes/ of the account store; the agent tries again",
+        )
+    })?;
+    changes.wait(per_hour, now_unix_secs).map_or(Ok(changes.next), Err)
+}
+
 fn check_destroy(
     order: &Order,
     ledger: &BTreeMap<GroupName, Accepted>,
@@ -262,7 +295,8 @@ fn check_destroy(
         ));
     }
     match guardrails.destroy {
-        DestroyPolicy::Allow => Ok(()),
+        // It is carried out when it is approved.
+        DestroyPolicy::Approve | DestroyPolicy::Allow => Ok(()),
         DestroyPolicy::Never => Err(refusal(
             RefusalRule::Guardrail,
             "destroy = \"never\" in the account's guardrails".to_owned(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::account::changes;
 use crate::account::floor::{Contradiction, Tag};
 use crate::account::guardrails;
 use crate::account::testing::{group, identity, ledger_of, order, spec};
@@ -29,7 +30,8 @@ fn verdict_in(
         digest: envelope.digest(),
     };
     let (identity, ledger, now_unix_secs) = (&identity(), &ledger_of(accepted), NOW);
-    let bench = Bench { identity, ledger, floors, standing, guardrails, now_unix_secs };
+    let changes = &Ok(Changes::default());
+    let bench = Bench { identity, ledger, floors, standing, guardrails, changes, now_unix_secs };
     match judge(&entry, &envelope, &bench) {
         Ok(approved) => {
             assert!(approved.signed_by.is_empty(), "nobody has signed");
@@ -50,6 +52,7 @@ fn judged(
         floors: &Floors::new(),
         standing: &CLEAR,
         guardrails,
+        changes: &Ok(Changes::default()),
         now_unix_secs: NOW,
     };
     judge(entry, envelope, &bench).expect_err("it is not to be accepted")
@@ -196,10 +199,13 @@ fn strict_guardrails_take_no_unsigned_order_and_no_destroy() {
     assert_eq!(refused.rule, RefusalRule::Signature, "a junk signature is none");
     let mut strict = guardrails::sample();
     strict.destroy = DestroyPolicy::Never;
+    let tombstone = order("a", 2, Some(digest), Intent::Destroy);
     assert_eq!(
-        verdict(&order("a", 2, Some(digest), Intent::Destroy), &[first], strict),
+        verdict(&tombstone, std::slice::from_ref(&first), strict.clone()),
         "Guardrail: destroy = \"never\" in the account's guardrails"
     );
+    strict.destroy = DestroyPolicy::Approve;
+    assert_eq!(verdict(&tombstone, &[first], strict), "accepted", "it waits as an accepted one");
 }
 
 #[test]
@@ -261,6 +267,7 @@ fn judged_signed(envelope: &Envelope, ledger: &[Order], guardrails: Guardrails) 
         floors: &Floors::new(),
         standing: &CLEAR,
         guardrails: &Ok(guardrails),
+        changes: &Ok(Changes::default()),
         now_unix_secs: NOW,
     };
     match judge(&entry, envelope, &bench) {
@@ -420,4 +427,52 @@ fn a_signed_order_under_another_groups_name_is_refused() {
 #[test]
 fn a_refusal_of_a_signature_is_final() {
     assert!(RefusalRule::Signature.is_final());
+}
+
+#[test]
+fn what_comes_too_fast_waits_for_its_time() {
+    let first = order("a", 1, None, Intent::Apply(spec(3)));
+    let digest = first.clone().into_envelope().digest();
+    let again = order("a", 2, Some(digest), Intent::Apply(spec(3)));
+    let other = order("a", 2, Some(digest), Intent::Apply(spec(4)));
+    let end = order("a", 2, Some(digest), Intent::Destroy);
+    let new = order("b", 1, None, Intent::Apply(spec(3)));
+    let beyond = order("b", 1, None, Intent::Apply(spec(99)));
+    let mut counted = guardrails::sample();
+    counted.changes_per_hour = Some(2);
+    let full = || Ok(changes::at(&[NOW - 900, NOW - 600]));
+    let room = || Ok(changes::at(&[NOW - 3600, NOW - 600]));
+    let unread = || Err("it cannot be read".to_owned());
+    let waits = "ChangeRate: 2 changes were accepted within the hour, changes_per_hour of the account's guardrails";
+    for (name, order, rails, changes, wanted) in [
+        ("another change", &other, &counted, full(), waits),
+        ("an end", &end, &counted, full(), waits),
+        ("a new group", &new, &counted, full(), waits),
+        ("there is room", &other, &counted, room(), "accepted as change 2"),
+        ("nothing changes", &again, &counted, full(), "accepted"),
+        ("the very order", &first, &counted, full(), "accepted"),
+        ("what is forbidden is refused for good", &beyond, &counted, full(), "Guardrail: "),
+        ("not counted", &other, &guardrails::sample(), full(), "accepted"),
+        ("cannot be counted", &other, &counted, unread(), "AccountStore: changes_per_hour is set"),
+    ] {
+        let envelope = order.clone().into_envelope();
+        let (group, generation) = (order.group.clone(), order.generation);
+        let entry = SetEntry { group, generation, digest: envelope.digest() };
+        let bench = Bench {
+            identity: &identity(),
+            ledger: &ledger_of(std::slice::from_ref(&first)),
+            floors: &Floors::new(),
+            standing: &CLEAR,
+            guardrails: &Ok(rails.clone()),
+            changes: &changes,
+            now_unix_secs: NOW,
+        };
+        let said = match judge(&entry, &envelope, &bench) {
+            Ok(Approved { change: Some(number), .. }) => format!("accepted as change {number}"),
+            Ok(Approved { change: None, .. }) => "accepted".to_owned(),
+            Err(refusal) => format!("{:?}: {}", refusal.rule, refusal.message),
+        };
+        let is_accepted = wanted.starts_with("accepted");
+        assert!(said.starts_with(wanted) && (!is_accepted || said == wanted), "{name}: {said}");
+    }
 }

@@ -3,10 +3,12 @@
 
 pub mod adopt;
 mod advice;
+pub mod approvals;
 pub mod aws;
 mod backoff;
 pub mod callers;
 pub mod certificate;
+pub mod changes;
 pub mod config;
 pub mod control;
 pub mod desk;
@@ -22,6 +24,7 @@ pub mod judge;
 pub mod ledger;
 pub mod look;
 pub mod node_link;
+mod numbered;
 pub mod pace;
 pub mod pacing;
 pub mod plan;
@@ -40,6 +43,7 @@ pub mod status;
 mod testing;
 mod turns;
 pub mod vitals;
+pub mod whereabouts;
 
 use std::fs;
 use std::sync::Arc;

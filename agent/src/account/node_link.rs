@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use super::aws::Aws;
 use super::registry::SessionId;
 use super::shared::{Shared, lock};
+use super::whereabouts::Whereabouts;
 use crate::frames::{FrameReader, write_frame};
 use crate::trust::DataPlaneCa;
 use crate::trust::enroll::Enroller;
@@ -47,6 +48,7 @@ const COMPLETE_ATTEMPTS_MAX: u32 = 20;
 pub struct NodeLink {
     shared: Arc<Shared>,
     aws: Aws,
+    whereabouts: Whereabouts,
     endpoint: quinn::Endpoint,
     enroller: Enroller,
     opening: Semaphore,
@@ -82,6 +84,7 @@ impl NodeLink {
         tracing::info!(listen = %config.nodes.listen, "node link");
         Ok(Arc::new(NodeLink {
             shared,
+            whereabouts: Whereabouts::new(aws.clone()),
             aws,
             endpoint,
             enroller: Enroller::new(ca, verifier, audience, expected),
@@ -153,7 +156,7 @@ impl NodeLink {
     /// answer, the last look counts.
     async fn own_view(&self, instance: InstanceId, _address: IpAddr) -> Option<GroupName> {
         let groups = self.shared.groups();
-        match self.aws.group_of(&instance).await {
+        match self.whereabouts.group_of(&instance).await {
             Ok(asg_name) => {
                 let asg_name = asg_name?;
                 groups

@@ -1,6 +1,7 @@
 //! The token bucket where the SDK makes its calls: each waits for its turn, and what AWS answers sets the pace.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aws_sdk_autoscaling::config::{AsyncSleep as _, SharedAsyncSleep};
 use aws_smithy_runtime_api::box_error::BoxError;
@@ -44,11 +45,16 @@ impl Pacer {
             return;
         }
         let waiting = Waiting(self);
+        self.pause(wait).await;
+        std::mem::forget(waiting);
+    }
+
+    /// By the same clock, for no turn.
+    pub(super) async fn pause(&self, wait: Duration) {
         match &self.sleep {
             Some(sleep) => sleep.sleep(wait).await,
             None => tokio::time::sleep(wait).await,
         }
-        std::mem::forget(waiting);
     }
 
     /// The call is not made after all.
@@ -119,8 +125,6 @@ impl Intercept for Pacer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Nodes that all join at once, time out and come again must not make everybody else wait for turns that nobody takes.

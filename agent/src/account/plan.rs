@@ -630,13 +630,18 @@ fn restrain(
             ));
             return false;
         }
-        if destroys && guardrails.destroy == DestroyPolicy::Never {
-            plan.held.push(held(
+        let forbidden = match guardrails.destroy {
+            DestroyPolicy::Allow => None,
+            DestroyPolicy::Approve => guardrails.approvals.lack(accepted),
+            DestroyPolicy::Never => Some(held(
                 accepted,
                 "destroy",
                 "the account's guardrails say destroy = \"never\" by now",
                 "whoever may write guardrails/ in the account store can allow it",
-            ));
+            )),
+        };
+        if let Some(held) = forbidden.filter(|_| destroys) {
+            plan.held.push(held);
             return false;
         }
         if (destroys || nodes < running) && !around.link_live {

@@ -1,8 +1,10 @@
 use std::collections::BTreeMap;
 
+use outstation_protocol::Generation;
 use outstation_protocol::model::Scaling;
 
 use super::*;
+use crate::account::approvals::Approvals;
 use crate::account::guardrails;
 use crate::account::testing::{group, identity, ledger_of, order, spec};
 
@@ -199,6 +201,21 @@ fn what_was_ordered_is_brought_about_step_by_step() {
     }
 }
 
+/// `destroy = "approve"`, and an approval of the tombstone as [`words`] makes it, if it is of this generation.
+fn approve(generation: Generation) -> Guardrails {
+    let parent = Some(outstation_protocol::Digest::of(b"parent"));
+    let tombstone = ledger_of(&[order("a", generation.0, parent, Intent::Destroy)]);
+    let tombstone = tombstone[&group("a")].clone();
+    let approval = format!(
+        r#"{{"group":"a","generation":{generation},"digest":"{}","who":"ann"}}"#,
+        tombstone.digest
+    );
+    let mut rails = guardrails::sample();
+    rails.destroy = DestroyPolicy::Approve;
+    rails.approvals = Approvals::of(&tombstone, approval.as_bytes());
+    rails
+}
+
 #[test]
 fn what_may_not_be_done_is_held_with_its_rule() {
     let mut lowered = guardrails::sample();
@@ -266,6 +283,60 @@ fn what_may_not_be_done_is_held_with_its_rule() {
             never.clone(),
             true,
             "held by destroy",
+        ),
+        (
+            "an end that nobody has approved",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            approve(Generation(1)),
+            true,
+            "held by destroy",
+        ),
+        (
+            "an end that waits offline and for approval",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            approve(Generation(1)),
+            false,
+            "held by destroy",
+        ),
+        (
+            "an approved end",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            approve(Generation(2)),
+            true,
+            "drain",
+        ),
+        (
+            "an approved end, offline",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(3, 1)),
+            approve(Generation(2)),
+            false,
+            "held by offline",
+        ),
+        (
+            "drained, and the approval is taken back",
+            Intent::Destroy,
+            2,
+            Some(as_ordered(0, 1)),
+            approve(Generation(1)),
+            true,
+            "held by destroy",
+        ),
+        (
+            "whatever ends nothing needs no approval",
+            Intent::Apply(spec(0)),
+            2,
+            Some(as_ordered(3, 1)),
+            approve(Generation(1)),
+            true,
+            "resize 0; tag 1",
         ),
         ("pause", Intent::Apply(spec(5)), 2, Some(as_ordered(3, 1)), paused, true, "held by pause"),
         (

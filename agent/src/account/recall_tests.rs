@@ -16,8 +16,12 @@ use outstation_protocol::v1::{Artifacts, NodeState, SetEntry};
 use outstation_protocol::{Digest, InstanceId};
 
 fn shared(store: &Path, state: &Path) -> Arc<Shared> {
+    shared_by(store, state, "scale-only", guardrails::SAMPLE)
+}
+
+fn shared_by(store: &Path, state: &Path, profile: &str, rules: &str) -> Arc<Shared> {
     let text = format!(
-        "tenant = 'dev'\naccount = '123456789012'\nregion = 'eu-central-1'\n\
+        "tenant = 'dev'\nprofile = '{profile}'\naccount = '123456789012'\nregion = 'eu-central-1'\n\
          store = '{}'\nstate = '{}'\n\
          [broker]\naddress = '127.0.0.1:1'\nserver_name = 'broker'\nroot = '/none'\n\
          [nodes]\nlisten = '127.0.0.1:0'\n\
@@ -27,7 +31,7 @@ fn shared(store: &Path, state: &Path) -> Arc<Shared> {
     );
     let config: Config = toml::from_str(&text).expect("a configuration");
     std::fs::create_dir_all(store.join("guardrails")).expect("a folder");
-    std::fs::write(store.join("guardrails/guardrails.toml"), guardrails::SAMPLE).expect("written");
+    std::fs::write(store.join("guardrails/guardrails.toml"), rules).expect("written");
     let ledger = Ledger::open(&AccountStore::folder(store)).expect("a ledger");
     Arc::new(Shared::new(config, ledger, Clock::System))
 }
@@ -147,4 +151,46 @@ fn a_file_that_cannot_be_read_holds_its_group() {
     let acts = |name: &str| !plans[&group(name)].actions.is_empty();
     assert_eq!([acts("a"), acts("b")], [false, true]);
     assert_eq!(plans[&group("a")].held[0].rule, "account_store");
+}
+
+#[test]
+fn a_group_whose_end_waits_for_approval_serves_on() {
+    let (store, state) = (temporary_folder(), temporary_folder());
+    let rules = guardrails::SAMPLE.replace("\"allow\"", "\"approve\"");
+    let shared = shared_by(store.path(), state.path(), "manage", &rules);
+    let desk = Desk::new(shared.clone());
+    look(&shared, &Observed::new());
+    let first = order("a", 1, None, Intent::Apply(spec(3)));
+    assert_eq!(judge(&desk, &first), "accepted");
+    let mut observed = as_ordered(&shared);
+    let serving = shared.wanted_artifacts(&group("a"));
+    let parent = Some(first.into_envelope().digest());
+    let end = order("a", 2, parent, Intent::Destroy);
+    assert_eq!(judge(&desk, &end), "accepted");
+
+    let planned = |observed: &Observed| {
+        let known = look(&shared, observed);
+        let rules = shared.refresh_guardrails();
+        let mut plans = plan(&known.accepted, observed, &rules, &identity().tenant, true);
+        plans.remove(&group("a")).expect("it has an order")
+    };
+    let waiting = planned(&observed);
+    assert!(waiting.actions.is_empty() && waiting.held[0].rule == "destroy", "{waiting:?}");
+    assert!(shared.knows_group(&group("a")), "callers are served on");
+    assert_eq!(shared.wanted_artifacts(&group("a")), serving, "and so are nodes, new ones too");
+
+    let folder = store.path().join("guardrails/approvals");
+    std::fs::create_dir(&folder).expect("nobody has made it");
+    let (file, digest) = (folder.join("a.json"), end.into_envelope().digest());
+    let approval = format!(r#"{{"group":"a","generation":2,"digest":"{digest}","who":"ann"}}"#);
+    std::fs::write(&file, approval.replace("ann", "")).expect("written");
+    let waiting = planned(&observed);
+    assert!(waiting.held[0].message.contains("the approval is none: who"), "{waiting:?}");
+    std::fs::write(&file, approval).expect("written");
+    let asg_name = "outstation-a".to_owned();
+    assert_eq!(planned(&observed).actions, [Action::DrainToZero { asg_name }]);
+    observed.get_mut(&group("a")).expect("there").max = 0;
+    look(&shared, &observed);
+    assert!(!shared.knows_group(&group("a")), "what drains takes no new callers");
+    assert_eq!(shared.wanted_artifacts(&group("a")), None);
 }

@@ -206,41 +206,34 @@ impl Reconciler {
         plans
     }
 
-    /// One action of each group, then the next of each, until the look's share is used up. Returns how many there were.
+    /// All of one group's actions, then the next group's, until the look's share is used up: what is begun is done before
+    /// anything else, as each step that waits for another look takes as long as everything in between. Returns how many there
+    /// were.
     async fn act_in_turn(&mut self, known: &Known, plans: &Plan, observed: &mut Observed) -> usize {
         let now = self.shared.clock.now();
         self.turns.forget_others(|group| plans.contains_key(group));
         self.rest_idle(plans);
-        let mut acting: BTreeMap<&GroupName, &[Action]> = BTreeMap::new();
-        for (group, plan) in plans {
-            let may_act = self.backoffs.get(group).is_none_or(|backoff| now >= backoff.until);
-            if may_act && !plan.actions.is_empty() {
-                acting.insert(group, plan.actions.as_slice());
-            }
-        }
+        let may_act =
+            |group: &GroupName| self.backoffs.get(group).is_none_or(|backoff| now >= backoff.until);
+        let acting =
+            plans.iter().filter(|(group, plan)| !plan.actions.is_empty() && may_act(group));
+        let waiting = acting.map(|(group, _)| (group, observed.contains_key(group)));
         let mut acted = 0;
-        while !acting.is_empty() {
-            let waiting = acting.keys().map(|group| (*group, observed.contains_key(*group)));
-            for group in self.turns.order(waiting) {
+        'groups: for group in self.turns.order(waiting) {
+            for action in &plans[&group].actions {
                 if acted == ACTIONS_A_LOOK_MAX {
                     self.shared.look.notify_one();
                     return acted;
                 }
-                let Some((group, actions)) = acting.remove_entry(&group) else { continue };
-                let Some((action, rest)) = actions.split_first() else { continue };
                 acted += 1;
-                self.turns.had(group);
-                if !self.act(group, known, action, observed).await {
-                    continue;
-                }
-                if rest.is_empty() {
-                    self.rest(group, &plans[group], true);
-                    // What was just done shows at the next look.
-                    self.shared.look.notify_one();
-                } else {
-                    acting.insert(group, rest);
+                self.turns.had(&group);
+                if !self.act(&group, known, action, observed).await {
+                    continue 'groups;
                 }
             }
+            self.rest(&group, &plans[&group], true);
+            // What was just done shows at the next look.
+            self.shared.look.notify_one();
         }
         acted
     }

@@ -1,5 +1,5 @@
 //! Nodes that do not work are replaced because they say so, or say nothing: bounded by the guardrails, and never on the
-//! broker's word. Pure, but for the few files in which replacements are counted.
+//! broker's word. Pure, but for the few objects in which replacements are counted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,9 +9,10 @@ use outstation_protocol::status::{Held, NodePhase};
 use serde::{Deserialize, Serialize};
 
 use super::guardrails::Guardrails;
+use super::numbered;
 use super::plan::{Action, Observed, ObservedGroup, Plan};
 use super::registry::Registry;
-use crate::store::{AccountStore, OBJECT_BYTES_MAX};
+use crate::store::AccountStore;
 
 const PREFIX: &str = "state/replacements";
 const HOUR_SECS: u64 = 3600;
@@ -25,8 +26,7 @@ pub struct Replaced {
     pub at_unix_secs: u64,
 }
 
-/// The newest replacements of this account, oldest first. Numbered files in the account store, each written once: of two
-/// agents only one gets a number, and a replaced agent goes on counting.
+/// The newest replacements of this account, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     next: u64,
@@ -36,17 +36,7 @@ pub struct History {
 impl History {
     /// Reads as many as the bound needs.
     pub fn read(store: &AccountStore, count: u32) -> io::Result<History> {
-        let names = store.names(PREFIX, None)?;
-        let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.parse().ok()).collect();
-        numbers.sort_unstable();
-        let next = numbers.last().map_or(0, |last| last + 1);
-        let skip = numbers.len().saturating_sub(count as usize);
-        let read = |number: &u64| {
-            let found = store.get(&key(*number), OBJECT_BYTES_MAX)?;
-            let found = found.ok_or(io::ErrorKind::NotFound)?;
-            serde_json::from_slice(&found.bytes).map_err(io::Error::other)
-        };
-        let newest = numbers[skip..].iter().map(read).collect::<io::Result<_>>()?;
+        let (next, newest) = numbered::newest(store, PREFIX, count)?;
         Ok(History { next, newest })
     }
 
@@ -65,12 +55,7 @@ impl History {
 /// Written before the call is made: a crash between the two costs one replacement of the hour. Fails if another agent
 /// has taken this number.
 pub fn note(store: &AccountStore, number: u64, replaced: &Replaced) -> io::Result<()> {
-    let bytes = serde_json::to_vec(replaced).expect("two plain fields");
-    Ok(store.create(&key(number), &bytes).map(drop)?)
-}
-
-fn key(number: u64) -> String {
-    format!("{PREFIX}/{number:08}")
+    numbered::note(store, PREFIX, number, replaced)
 }
 
 /// Since when AWS has shown an instance in service; forgotten with the process, which makes it patient.

@@ -148,6 +148,14 @@ fn guardrails_and_the_link_hold_here_too() {
         ("offline, up", apply(4), rails(|_| ()), false, false, "set outstation-a 4"),
         ("no end offline", Intent::Destroy, rails(|_| ()), false, false, "offline: 3 -> 0"),
         (
+            "not approved",
+            Intent::Destroy,
+            rails(|r| r.destroy = DestroyPolicy::Approve),
+            true,
+            false,
+            "destroy: destroy = \"approve\"",
+        ),
+        (
             "never",
             Intent::Destroy,
             rails(|r| r.destroy = DestroyPolicy::Never),

@@ -12,10 +12,11 @@ use outstation_protocol::v1::Artifacts;
 use outstation_protocol::{GroupName, InstanceId};
 use tokio::sync::{Notify, watch};
 
+use super::approvals::Approvals;
 use super::certificate;
-use super::config::Config;
+use super::config::{Config, Profile};
 use super::floor::Standing;
-use super::guardrails::{Guardrails, NoGuardrails};
+use super::guardrails::{DestroyPolicy, Guardrails, NoGuardrails};
 use super::journal::Journal;
 use super::journal::record::Event;
 use super::judge::Identity;
@@ -117,12 +118,23 @@ impl Shared {
 
     /// Reads the guardrails again; they count from this moment on.
     pub fn refresh_guardrails(&self) -> Result<Guardrails, NoGuardrails> {
-        let read = Guardrails::read(&self.store);
+        let mut read = Guardrails::read(&self.store);
+        if let Ok(guardrails) = &mut read
+            && guardrails.destroy == DestroyPolicy::Approve
+        {
+            guardrails.approvals = Approvals::read(&self.store, self.ending().iter());
+        }
         let mut current = lock(&self.guardrails);
         if *current != read {
             match &read {
                 Ok(guardrails) => {
                     tracing::info!(orders = guardrails.orders(), "guardrails read");
+                    for approval in guardrails.approvals.given() {
+                        tracing::info!(?approval, "the end of a group is approved");
+                    }
+                    for (group, why) in guardrails.approvals.broken() {
+                        tracing::error!(%group, why, "guardrails/approvals/ holds something that approves nothing");
+                    }
                     *lock(&self.last_guardrails) = Some(guardrails.clone());
                 }
                 Err(why) => tracing::error!(%why, "no valid guardrails: everything is held"),
@@ -150,6 +162,16 @@ impl Shared {
             *lock(&self.view) = ledger.view();
             answer
         })
+    }
+
+    /// Groups that have a tombstone and are still there.
+    fn ending(&self) -> BTreeSet<GroupName> {
+        let there: BTreeSet<GroupName> = lock(&self.observed).keys().cloned().collect();
+        let accepted = self.view().accepted;
+        let ends = |group: &GroupName| {
+            accepted.get(group).is_some_and(|accepted| accepted.order.is_tombstone())
+        };
+        there.into_iter().filter(ends).collect()
     }
 
     pub fn note(&self, event: impl FnOnce() -> Event) {
@@ -194,21 +216,25 @@ impl Shared {
         result
     }
 
-    /// What nodes of `group` shall serve: as the newest accepted order says. Where there is none, or
-    /// the AutoScaling group is ahead of it, as that group's tags say.
+    /// What nodes of `group` shall serve: as the newest accepted order says. Where there is none, the AutoScaling group is ahead
+    /// of it, or its end is held, as that group's tags say.
     pub fn wanted_artifacts(&self, group: &GroupName) -> Option<Artifacts> {
         let ordered = self.view().accepted.get(group).map(|a| a.order.clone());
         let is_contradicted =
             self.standing.borrow().contradictions().iter().any(|c| c.group == *group);
+        let tagged = || {
+            let observed = lock(&self.observed);
+            observed.get(group).and_then(|is| tags::artifacts(&is.tags).ok())
+        };
         if is_contradicted || ordered.is_none() {
-            let tagged = lock(&self.observed).get(group).map(|is| tags::artifacts(&is.tags));
-            if let Some(Ok(artifacts)) = tagged {
-                return Some(artifacts);
+            let tagged = tagged();
+            if tagged.is_some() {
+                return tagged;
             }
         }
         let order = ordered?;
         match &order.intent {
-            Intent::Destroy => None,
+            Intent::Destroy => tagged().filter(|_| self.is_kept(group)),
             Intent::Apply(spec) => Some(Artifacts {
                 generation: order.generation,
                 environment: spec.environment.digest,
@@ -216,6 +242,14 @@ impl Shared {
                 options: spec.options.clone().into_iter().collect(),
             }),
         }
+    }
+
+    /// Of a group that shall be gone: nothing was done about it yet, which may last. It serves on.
+    fn is_kept(&self, group: &GroupName) -> bool {
+        lock(&self.observed).get(group).is_some_and(|is| match self.config.profile {
+            Profile::Manage => is.max > 0 && !is.deleting,
+            Profile::ScaleOnly => is.desired > is.min && !is.deleting,
+        })
     }
 
     /// What `instance` of `group` shall serve now, in its turn.
@@ -247,12 +281,14 @@ impl Shared {
         Some(wanted.unwrap_or(kept))
     }
 
-    /// A group that is there is served, also when the ledger has lost its order.
+    /// A group that is there is served, also when the ledger has lost its order, or its end is held.
     pub fn knows_group(&self, group: &GroupName) -> bool {
-        let ordered = self.view().accepted.get(group).map(|a| !a.order.is_tombstone());
-        ordered.unwrap_or_else(|| {
-            lock(&self.observed).contains_key(group) || self.registry().has_nodes_of(group)
-        })
+        let is_ending = self.view().accepted.get(group).map(|a| a.order.is_tombstone());
+        match is_ending {
+            Some(false) => true,
+            Some(true) => self.is_kept(group),
+            None => lock(&self.observed).contains_key(group) || self.registry().has_nodes_of(group),
+        }
     }
 
     /// Who this agent is, as soon as it has a certificate: from then on it is in every log line.

@@ -276,6 +276,7 @@ pub fn rule_name(rule: RefusalRule) -> &'static str {
         RefusalRule::PreventDestroy => "prevent_destroy",
         RefusalRule::AccountStore => "account_store",
         RefusalRule::Contradiction => "contradiction",
+        RefusalRule::ChangeRate => "change_rate",
     }
 }
 

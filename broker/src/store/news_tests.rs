@@ -232,6 +232,7 @@ fn rules_are_named_as_in_json() {
         RefusalRule::PreventDestroy,
         RefusalRule::AccountStore,
         RefusalRule::Contradiction,
+        RefusalRule::ChangeRate,
     ] {
         assert_eq!(serde_json::json!(rule), rule_name(rule));
     }

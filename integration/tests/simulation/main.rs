@@ -7,6 +7,7 @@ mod broker;
 mod cloud;
 mod customer;
 mod images;
+mod joining;
 mod many;
 mod month;
 mod nodes;
@@ -37,6 +38,9 @@ fn simulate(seed: u64) -> String {
     use sha2::Digest as _;
     let mut random = StdRng::seed_from_u64(seed);
     let mut weather = Weather::draw(&mut random);
+    // Not drawn, so that the seeds of before are what they were.
+    weather.approvals = seed % 4 == 3;
+    weather.change_rate = [5, 7, 15].contains(&(seed % 16)) && !weather.clock_jumps;
     if weather.scale_only {
         // The customer's business, as the groups are.
         (weather.images, weather.ailing_nodes) = (false, false);
@@ -45,6 +49,9 @@ fn simulate(seed: u64) -> String {
     let setup = Setup { scale_only: weather.scale_only, ..Setup::default() };
     let mut world = World::new(seed, weather, setup);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
+        if world.weather.change_rate {
+            world.set_rules(oracle::Rules { changes_per_hour: Some(4), ..world.rules });
+        }
         world.begin_trouble();
         world.pass(trouble_millis);
         world.calm_down();
@@ -68,6 +75,9 @@ mod tally {
     pub static BEGUN: AtomicU64 = AtomicU64::new(0);
     pub static ENDED: AtomicU64 = AtomicU64::new(0);
     pub static REPLACED: AtomicU64 = AtomicU64::new(0);
+    pub static APPROVED: AtomicU64 = AtomicU64::new(0);
+    pub static CHANGED: AtomicU64 = AtomicU64::new(0);
+    pub static WAITED: AtomicU64 = AtomicU64::new(0);
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -115,11 +125,15 @@ fn seeds() {
     assert!(failed.is_empty(), "{} of {count} seeds failed", failed.len());
     let [begun, ended, replaced] =
         [&tally::BEGUN, &tally::ENDED, &tally::REPLACED].map(|n| n.load(Ordering::Relaxed));
+    let [approved, changed, waited] =
+        [&tally::APPROVED, &tally::CHANGED, &tally::WAITED].map(|n| n.load(Ordering::Relaxed));
     println!(
-        "{count} seeds: {begun} refreshes begun, {ended} images in place, {replaced} nodes replaced"
+        "{count} seeds: {begun} refreshes begun, {ended} images in place, {replaced} nodes replaced, {approved} calls \
+         towards approved ends, {changed} changes counted, {waited} times one had to wait"
     );
     // Otherwise the oracle has watched nothing.
     assert!(count < 100 || (begun > count / 10 && ended > count / 10 && replaced > count / 20));
+    assert!(count < 100 || (approved > count / 40 && changed > count / 10 && waited > count / 20));
 }
 
 /// Runs that once failed, and on what.

@@ -96,6 +96,37 @@ fn five_hundred_groups_behind_a_throttle() {
     world.a_quiet_hour();
 }
 
+/// Nodes that leave drain first, and each step of that shows at another look: it must not wait for all creations.
+#[test]
+fn a_scale_in_amid_five_hundred_creations() {
+    // As often as a node asks whether it shall go: seldom beats would be all that is measured.
+    let setup = Setup { beat_millis: 5_000, tick_millis: 1_000, ..SETUP };
+    let mut world = World::new(502, Weather::default(), setup);
+    world.calm_down();
+    world.set_rules(crate::oracle::Rules { nodes_total_max: 2000, ..world.rules });
+    world.cloud.throttle = Some(Throttle::new(AWS_REQUESTS_PER_SECOND));
+    let single = group(OTHERS);
+    world.apply(&single, Some(spec(5, 0, false)));
+    world.settle();
+    let alone: Vec<u64> = [4, 3, 2].map(|nodes| world.change(&single, nodes)).into();
+    world.change(&single, 5);
+    world.settle();
+
+    let first = world.calls.len();
+    for index in 0..OTHERS {
+        world.apply(&group(index), Some(autoscaled()));
+    }
+    world.pass(20_000);
+    let amid: Vec<u64> = [4, 3, 2].map(|nodes| world.change(&single, nodes)).into();
+    let made = world.made(first, "CreateAutoScalingGroup");
+    println!(
+        "scale-ins amid creations took {amid:?} ms, alone {alone:?} ms; {made} were made meanwhile"
+    );
+    assert!((20..OTHERS - 50).contains(&made), "in the midst of it {made} are made");
+    let [alone, amid] = [alone, amid].map(|all| all.iter().sum::<u64>());
+    assert!(amid <= 3 * alone, "three scale-ins took {amid} ms, alone {alone} ms");
+}
+
 impl World {
     fn a_quiet_hour(&mut self) {
         self.pass(HOUR_MILLIS / 4);

@@ -2,13 +2,16 @@
 //! agents send to AWS.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 
-use outstation_agent::account::guardrails::LaunchTemplate;
+use outstation_agent::account::guardrails::{DestroyPolicy, LaunchTemplate};
 use outstation_agent::account::plan::{Observed, ObservedGroup, TAG_GENERATION};
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::model::{GroupSpec, Scaling, Target};
 use outstation_protocol::order::{Intent, Order};
-use outstation_protocol::{Digest, GroupName};
+use outstation_protocol::{Digest, Generation, GroupName};
+
+use crate::tally;
 
 pub const PREFIX: &str = "outstation-";
 
@@ -17,13 +20,14 @@ pub const PREFIX: &str = "outstation-";
 pub struct Rules {
     pub valid: bool,
     pub pause: bool,
-    pub destroy: bool,
+    pub destroy: DestroyPolicy,
     pub nodes_per_group_max: u32,
     pub nodes_total_max: u32,
     /// Of the launch template.
     pub version: u32,
     pub min_healthy_percent: u32,
     pub replacements_per_hour: u32,
+    pub changes_per_hour: Option<u32>,
 }
 
 impl Rules {
@@ -45,8 +49,12 @@ pub struct Oracle {
     scale_only: bool,
     /// The newest order in the account store.
     pub accepted: BTreeMap<GroupName, (Order, Digest)>,
+    /// What `guardrails/approvals/` holds now, as far as it is well-formed.
+    pub approved: BTreeMap<GroupName, (Generation, Digest)>,
     created: BTreeMap<(GroupName, String), u32>,
     replaced: BTreeSet<(u64, String)>,
+    /// When changes were accepted that count, in true time.
+    changed: Vec<u64>,
 }
 
 impl Oracle {
@@ -187,6 +195,21 @@ impl Oracle {
         assert!(is_in_service, "{instance} is replaced, and was not shown in service");
     }
 
+    /// The order that [`Oracle::accepted`] is told of next: whether it could be accepted so soon.
+    pub fn changes(&mut self, order: &Order, now_millis: u64, rules: Rules) {
+        const HOUR_MILLIS: u64 = 3600 * 1000;
+        let Some(per_hour) = rules.changes_per_hour else { return };
+        let before = self.accepted.get(&order.group);
+        if before.is_some_and(|(before, _)| before.intent == order.intent) {
+            return;
+        }
+        tally::CHANGED.fetch_add(1, Ordering::Relaxed);
+        self.changed.retain(|at| now_millis < at + HOUR_MILLIS);
+        self.changed.push(now_millis);
+        let within = self.changed.len();
+        assert!(within <= per_hour as usize, "{within} changes within an hour, {per_hour} allowed");
+    }
+
     /// What AWS has been told to replace, in true time.
     pub fn replaced(&mut self, instance: &str, now_millis: u64, rules: Rules) {
         const HOUR_MILLIS: u64 = 3600 * 1000;
@@ -294,7 +317,19 @@ impl Oracle {
         let group = &order.group;
         assert!(order.is_tombstone(), "{action} of {group} without a tombstone");
         assert!(basis.live, "{action} of {group} while offline");
-        assert!(rules.destroy, "{action} of {group}: destroy = never");
+        match rules.destroy {
+            DestroyPolicy::Allow => {}
+            DestroyPolicy::Never => panic!("{action} of {group}: destroy = never"),
+            DestroyPolicy::Approve => {
+                let digest = self.accepted.get(group).map(|(_, digest)| *digest);
+                let approved = self.approved.get(group);
+                let matches = approved.is_some_and(|(generation, of)| {
+                    (*generation, Some(*of)) == (order.generation, digest)
+                });
+                assert!(matches, "{action} of {group} {}: approved {approved:?}", order.generation);
+                tally::APPROVED.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// What AWS did: a group came into being.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use outstation_agent::account::aws::DRAIN_HOOK;
 use outstation_agent::account::entry::READY_HOOK;
+use outstation_agent::account::guardrails::DestroyPolicy;
 use outstation_agent::account::scaling::TARGET_POLICY;
 use outstation_aws_sim::model::HookName;
 use outstation_aws_sim::model::policies::{Metric, PolicyRef, Reading};
@@ -57,6 +58,9 @@ pub fn spec(nodes: u32, bundle: u8, prevent_destroy: bool) -> GroupSpec {
 
 impl World {
     pub fn people_act(&mut self) {
+        if self.weather.approvals && self.random.random_bool(0.3) {
+            return self.somebody_approves();
+        }
         match self.random.random_range(0..13) {
             0..6 => {
                 let name = group(self.random.random_range(0..GROUPS));
@@ -79,9 +83,18 @@ impl World {
                 let rules = Rules {
                     valid: self.random.random_bool(0.8),
                     pause: self.random.random_bool(0.2),
-                    destroy: self.random.random_bool(0.7),
+                    destroy: match (self.random.random_bool(0.7), self.weather.approvals) {
+                        (false, _) => DestroyPolicy::Never,
+                        (true, false) => DestroyPolicy::Allow,
+                        (true, true) if self.random.random_bool(0.2) => DestroyPolicy::Allow,
+                        (true, true) => DestroyPolicy::Approve,
+                    },
                     nodes_per_group_max: self.random.random_range(1..7),
                     nodes_total_max: self.random.random_range(4..12),
+                    changes_per_hour: match self.weather.change_rate {
+                        true => Some(self.random.random_range(2..7)),
+                        false => None,
+                    },
                     ..self.rules
                 };
                 self.set_rules(rules);
@@ -95,6 +108,61 @@ impl World {
             8 | 9 if self.weather.hands => self.turn_a_knob(),
             10 if self.weather.autoscaling => self.load_changes(),
             _ => {}
+        }
+    }
+
+    /// Of what waits for it, or of something else; or takes it back.
+    fn somebody_approves(&mut self) {
+        let name = group(self.random.random_range(0..GROUPS));
+        let Some((order, digest)) = self.oracle.accepted.get(&name).cloned() else { return };
+        if !order.is_tombstone() && self.random.random_bool(0.4) {
+            return self.apply(&name, None);
+        }
+        let (right, older) = ((order.generation, digest), Generation(order.generation.0 - 1));
+        let odds = self.random.random_range(0..10);
+        let (approved, who) = match odds {
+            0 => return self.approve(&name, None, ""),
+            1 => ((older, digest), "ann"),
+            2 => ((order.generation, Digest::of(b"another order")), "ann"),
+            3 => (right, ""),
+            4 => ((order.generation.next(), digest), "ann"),
+            _ => (right, "ann"),
+        };
+        self.approve(&name, Some(approved), who);
+    }
+
+    /// Writes the file; without a name it is none.
+    pub fn approve(&mut self, group: &GroupName, of: Option<(Generation, Digest)>, who: &str) {
+        let folder = self.store().join("guardrails/approvals");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join(format!("{group}.json"));
+        match of {
+            None => drop(std::fs::remove_file(&path)),
+            Some((generation, digest)) => {
+                let text = format!(
+                    r#"{{"group":"{group}","generation":{generation},"digest":"{digest}","who":"{who}"}}"#
+                );
+                std::fs::write(&path, text).expect("written");
+            }
+        }
+        match of.filter(|_| !who.is_empty()) {
+            Some(of) => drop(self.oracle.approved.insert(group.clone(), of)),
+            None => drop(self.oracle.approved.remove(group)),
+        }
+        self.note(format_args!("{who:?} approves {group}: {:?}", of.map(|(of, _)| of)));
+        for agent in self.agents.values() {
+            let _ = agent.shared.refresh_guardrails();
+        }
+    }
+
+    /// Everything that waits for it.
+    pub fn approve_all(&mut self) {
+        let accepted = self.oracle.accepted.clone();
+        for (name, (order, digest)) in accepted {
+            let right = (order.generation, digest);
+            if order.is_tombstone() && self.oracle.approved.get(&name) != Some(&right) {
+                self.approve(&name, Some(right), "ann");
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 //! simulation's wires.
 
 use std::cmp::Reverse;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outstation_agent::account::desk::is_asked_again;
@@ -11,11 +12,12 @@ use outstation_aws_sim::wire::faults::Fault;
 use outstation_aws_sim::wire::query::Params;
 use outstation_protocol::Envelope;
 use outstation_protocol::session::{AgentOutput, Report, Verdict};
-use outstation_protocol::v1::{SetEntry, ToAgent, ToBroker};
+use outstation_protocol::v1::{RefusalRule, SetEntry, ToAgent, ToBroker};
 use rand::Rng as _;
 
 use crate::agent::Pid;
 use crate::oracle::Basis;
+use crate::tally;
 use crate::world::{Due, Event, World, millis};
 
 /// Handshakes with nobody there end like this.
@@ -176,9 +178,15 @@ impl World {
         let (group, generation) = (entry.group.clone(), entry.generation);
         if let Verdict::Accepted = verdict {
             let order = agent.shared.view().accepted[&group].order.clone();
+            self.oracle.changes(&order, now, self.rules);
             self.oracle.accepted(&order, entry.digest);
             self.note(format_args!("{pid:?} accepted {group} {generation}"));
         } else {
+            if let Verdict::Refused(refusal) = &verdict
+                && refusal.rule == RefusalRule::ChangeRate
+            {
+                tally::WAITED.fetch_add(1, Ordering::Relaxed);
+            }
             self.note(format_args!("{pid:?} {group} {generation}: {verdict:?}"));
         }
         if !self.calm && self.random.random_bool(self.weather.crash_after_verdict) {

@@ -31,6 +31,9 @@ impl World {
             if self.setup.scale_only {
                 self.the_customer_obliges();
             }
+            if self.weather.approvals {
+                self.approve_all();
+            }
             let refused = self.standing_refusals();
             if !refused.is_empty() && self.now_millis > started + 120_000 {
                 applies += 1;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outstation_agent::account::guardrails::DestroyPolicy;
 use outstation_protocol::InstanceId;
 use rand::Rng as _;
 
@@ -189,7 +190,7 @@ impl World {
                  unsigned_orders = \"dev\"\ndestroy = \"{destroy}\"\npause = {pause}\n\
                  subnets = {subnets:?}\n\
                  min_healthy_percent = {healthy}\nreplacements_per_hour = {replacements}\n\
-                 node_patience_secs = {NODE_PATIENCE_SECS}\n\
+                 node_patience_secs = {NODE_PATIENCE_SECS}\n{changes}\
                  [launch_template]\nname = \"outstation-node\"\nversion = {version}\n",
                 healthy = rules.min_healthy_percent,
                 replacements = rules.replacements_per_hour,
@@ -197,8 +198,15 @@ impl World {
                 prefix = crate::oracle::PREFIX,
                 group = rules.nodes_per_group_max,
                 total = rules.nodes_total_max,
-                destroy = if rules.destroy { "allow" } else { "never" },
+                destroy = match rules.destroy {
+                    DestroyPolicy::Allow => "allow",
+                    DestroyPolicy::Approve => "approve",
+                    DestroyPolicy::Never => "never",
+                },
                 pause = rules.pause,
+                changes = rules
+                    .changes_per_hour
+                    .map_or(String::new(), |rate| format!("changes_per_hour = {rate}\n")),
                 subnets = crate::policy::SUBNETS,
             )
         } else {
@@ -233,9 +241,13 @@ impl World {
         let rules = Rules {
             valid: true,
             pause: false,
-            destroy: true,
+            destroy: match self.weather.approvals {
+                true => DestroyPolicy::Approve,
+                false => DestroyPolicy::Allow,
+            },
             nodes_per_group_max: 6,
             nodes_total_max: 100,
+            changes_per_hour: None,
             version: if self.weather.images { FINAL_VERSION } else { 1 },
             ..self.rules
         };

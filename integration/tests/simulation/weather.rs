@@ -37,6 +37,10 @@ pub struct Weather {
     pub images: bool,
     /// Nodes stop working, or stop talking.
     pub ailing_nodes: bool,
+    /// An end waits for the account's people, who approve some, wrongly at times.
+    pub approvals: bool,
+    /// Changes are counted, and what comes too fast waits.
+    pub change_rate: bool,
 }
 
 impl Weather {
@@ -77,6 +81,8 @@ impl Weather {
             store_outages: coin(),
             images: coin(),
             ailing_nodes: coin(),
+            approvals: false,
+            change_rate: false,
             delay_max_millis: random.random_range(1..2000),
             aws_latency_max_millis: random.random_range(1..1500),
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use outstation_agent::account::guardrails::DestroyPolicy;
 use outstation_agent::account::registry::SessionId;
 use outstation_aws_sim::wire::Sim;
 use outstation_aws_sim::wire::faults::{Fault, Faulty};
@@ -184,12 +185,13 @@ impl World {
         let rules = Rules {
             valid: true,
             pause: false,
-            destroy: true,
+            destroy: DestroyPolicy::Allow,
             nodes_per_group_max: 6,
             nodes_total_max: 9,
             version: 1,
             min_healthy_percent: 90,
             replacements_per_hour: 2,
+            changes_per_hour: None,
         };
         let mut world = World {
             now_millis: 0,

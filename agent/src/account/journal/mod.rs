@@ -199,8 +199,9 @@ impl Skipped {
                 if self.minute != minute {
                     (self.minute, self.written) = (minute, 0);
                 }
-                // What waits for the account store is asked again every few seconds.
-                if self.written >= REFUSALS_PER_MINUTE_MAX || *rule == RefusalRule::AccountStore {
+                // It is asked for again every few seconds.
+                let waits = matches!(rule, RefusalRule::AccountStore | RefusalRule::ChangeRate);
+                if self.written >= REFUSALS_PER_MINUTE_MAX || waits {
                     self.refusals += 1;
                     return true;
                 }
