@@ -199,8 +199,6 @@ fn what_nobody_uses_goes_and_what_another_node_uses_stays() {
     for digest in &digests {
         one.install(digest).expect("honest");
         place.wait_until_synced(digest);
-        // Time stamps of files are coarse.
-        std::thread::sleep(Duration::from_millis(10));
     }
     // The one that was used longest ago, and another node still uses it.
     other.install(&digests[0]).expect("there");

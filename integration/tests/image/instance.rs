@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use outstation_cli::artifacts::Repo;
@@ -78,15 +78,24 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Born with the tags of a group that serves `features`.
+    /// Born with the tags of a group that serves `features`, in an environment of `outstation` alone.
     pub async fn new(metadata: SocketAddr, address: Ipv4Addr, features: &str) -> Result<Instance> {
+        Instance::with(metadata, address, features, "").await
+    }
+
+    pub async fn with(
+        metadata: SocketAddr,
+        address: Ipv4Addr,
+        features: &str,
+        requirements: &str,
+    ) -> Result<Instance> {
         let folder = tempfile::tempdir()?;
         // Functions of another user read the environment and the bundle that are in it.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         let (repo, store) = (folder.path().join("repo"), folder.path().join("store"));
         fs::create_dir_all(&repo)?;
         fs::write(repo.join("features.py"), features)?;
-        fs::write(repo.join("requirements.txt"), "")?;
+        fs::write(repo.join("requirements.txt"), requirements)?;
         let repo = Repo::load(&python(), &repo).await?;
         repo.write(&store).await?;
         let environment = repo.environments.values().next().context("one environment")?;
@@ -187,6 +196,31 @@ impl Instance {
         Ok(())
     }
 
+    /// The instance is no more: its agent, and the servers that outlive it. Each is found by its folder in its command line.
+    pub fn end(&mut self) -> Result<()> {
+        self.kill_node()?;
+        let deadline = Instant::now() + LONG;
+        loop {
+            let left = outstation_integration::processes(self.folder.path());
+            if left.is_empty() {
+                // What it has told and nobody has heard yet is not the next one's.
+                self.socket.set_nonblocking(true)?;
+                while self.socket.recv(&mut [0; 4096]).is_ok() {}
+                return Ok(self.socket.set_nonblocking(false)?);
+            }
+            for pid in left.into_keys() {
+                // It may have ended since.
+                let _ = kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL);
+            }
+            ensure!(Instant::now() < deadline, "a process does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.path("node.log"))?)
+    }
+
     /// Waits until the service manager has been told something that `is` so; everything that it was told
     /// since the last time.
     pub fn until_told(&mut self, what: &str, is: impl Fn(&str) -> bool) -> Result<String> {
@@ -215,15 +249,8 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        drop(self.kill_node());
-        // Servers outlive their agent: each is found by its folder in its command line.
-        for pid in outstation_integration::processes(self.folder.path()).into_keys() {
-            if let Ok(pid) = i32::try_from(pid) {
-                let pid = Pid::from_raw(pid);
-                // It may have ended since.
-                let _ = kill(pid, Signal::SIGKILL);
-            }
-        }
+        // A test that has failed already says why.
+        drop(self.end());
     }
 }
 
