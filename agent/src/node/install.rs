@@ -63,6 +63,7 @@ pub fn files(
     pack: &Pack<'_>,
     part: &Path,
 ) -> Result<Progress, EnvironmentError> {
+    let resumes = part.exists();
     fs::create_dir_all(part).map_err(failed("create", part))?;
     for folder in folders(manifest) {
         let path = part.join(folder);
@@ -73,11 +74,16 @@ pub fn files(
     let work = || -> Result<(), EnvironmentError> {
         let mut buffer = vec![0; HASH_BYTES];
         while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let done = write_run(digest, run, pack, part, &mut buffer).inspect_err(|_| {
+            let mut whole =
+                run.files.iter().map(|file| is_there(&part.join(&file.path), file, &mut buffer));
+            if resumes && whole.all(|whole| whole) {
+                continue;
+            }
+            write_run(digest, run, pack, part).inspect_err(|_| {
                 // Nobody begins another.
                 next.store(runs.len(), Ordering::Relaxed);
             })?;
-            fetched.fetch_add(done, Ordering::Relaxed);
+            fetched.fetch_add(run.bytes(), Ordering::Relaxed);
         }
         Ok(())
     };
@@ -129,22 +135,22 @@ fn runs(files: &[environment::File]) -> Vec<Run<'_>> {
     runs
 }
 
-/// How many bytes of the run had to be fetched.
+impl Run<'_> {
+    fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
 fn write_run(
     digest: &Digest,
     run: &Run<'_>,
     pack: &Pack<'_>,
     part: &Path,
-    buffer: &mut [u8],
-) -> Result<u64, EnvironmentError> {
-    if run.files.iter().all(|file| is_there(&part.join(&file.path), file, buffer)) {
-        return Ok(0);
-    }
-    let bytes: u64 = run.files.iter().map(|file| file.bytes).sum();
+) -> Result<(), EnvironmentError> {
     if let [file] = run.files {
-        return write_large(digest, file, run.offset, pack, part).map(|()| bytes);
+        return write_large(digest, file, run.offset, pack, part);
     }
-    let whole = pack.read(run.offset, bytes)?;
+    let whole = pack.read(run.offset, run.bytes())?;
     let mut rest = &whole[..];
     for file in run.files {
         let contents;
@@ -155,7 +161,7 @@ fn write_run(
             .and_then(|mut there| there.write_all(contents))
             .map_err(failed("write", &path))?;
     }
-    Ok(bytes)
+    Ok(())
 }
 
 fn write_large(
@@ -187,12 +193,15 @@ fn check(digest: &Digest, file: &environment::File, found: Digest) -> Result<(),
 
 /// In the place of whatever is there, with a mode of its own.
 fn create(path: &Path, file: &environment::File) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     let mode = if file.executable { 0o755 } else { 0o644 };
-    OpenOptions::new().write(true).create_new(true).mode(mode).open(path)
+    let create = || OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        created => created,
+    }
 }
 
 /// Left by an attempt before, and whole.

@@ -84,7 +84,9 @@ impl Folder {
 
     pub fn read_at(&self, key: &str, offset: u64, len: u64) -> Result<Option<Vec<u8>>, StoreError> {
         let Some(mut file) = self.open(key)? else { return Ok(None) };
-        let mut bytes = Vec::new();
+        // As much as there will be, so that it does not grow bit by bit.
+        let left = file.metadata().map_err(disk("read"))?.len().saturating_sub(offset);
+        let mut bytes = Vec::with_capacity(usize::try_from(left.min(len)).unwrap_or(0));
         file.seek(SeekFrom::Start(offset))
             .and_then(|_| file.take(len).read_to_end(&mut bytes))
             .map_err(disk("read"))?;
