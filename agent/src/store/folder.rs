@@ -95,7 +95,7 @@ impl Folder {
 
     pub fn list(&self, prefix: &str) -> Result<Option<Vec<Entry>>, StoreError> {
         let folder = self.path(prefix);
-        let Some(names) = names(&folder).map_err(disk("read"))? else { return Ok(None) };
+        let Some(names) = files::names(&folder).map_err(disk("read"))? else { return Ok(None) };
         let mut entries = Vec::new();
         for name in names {
             match fs::metadata(folder.join(&name)) {
@@ -108,7 +108,7 @@ impl Folder {
     }
 
     pub fn names(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, StoreError> {
-        let mut names = names(&self.path(prefix)).map_err(disk("read"))?.unwrap_or_default();
+        let mut names = files::names(&self.path(prefix)).map_err(disk("read"))?.unwrap_or_default();
         names.retain(|name| after.is_none_or(|after| name.as_str() > after));
         Ok(names)
     }
@@ -170,22 +170,4 @@ fn lock(folder: &Path) -> Result<Flock<File>, StoreError> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     Flock::lock(file.map_err(disk("lock"))?, FlockArg::LockExclusive)
         .map_err(|(_, errno)| disk("lock")(errno.into()))
-}
-
-/// In order; what writers left that were killed, and locks, do not count. None if the folder is not there.
-fn names(folder: &Path) -> io::Result<Option<Vec<String>>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        entries => entries?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        if let Ok(name) = entry?.file_name().into_string()
-            && !name.starts_with('.')
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(Some(names))
 }

@@ -50,6 +50,24 @@ pub fn create_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// Of what is in a folder, in order; what writers left that were killed, and locks, do not count. None if the folder is not there.
+pub fn names(folder: &Path) -> io::Result<Option<Vec<String>>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry?.file_name().into_string()
+            && !name.starts_with('.')
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(Some(names))
+}
+
 /// Whether a file could be put into this folder now.
 pub fn check_writable(folder: &Path) -> io::Result<()> {
     fs::remove_file(write_beside(&folder.join("writable"), b"?", 0o600)?)

@@ -2,13 +2,13 @@
 //! created, nothing is ever replaced or removed: there the bucket has Object Lock.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::JournalError;
 use super::record::{Anchor, Head};
 use crate::store::{AccountStore, StoreError};
+use crate::trust::files;
 
 /// Of an anchor's file, for whoever reads it.
 const ANCHOR_BYTES_MAX: u64 = 1 << 20;
@@ -134,18 +134,5 @@ fn anchor_name(seq: u64) -> String {
 /// Of what is in a folder on this disk, in order; what writers left that were killed does not count. A folder that is
 /// not there is empty.
 pub fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        if let Ok(name) = entry?.file_name().into_string()
-            && !name.starts_with('.')
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+    Ok(files::names(folder)?.unwrap_or_default())
 }
