@@ -116,8 +116,15 @@ impl Environments {
         let manifest = self.manifest(digest)?;
         let interpreter = self.interpreter(digest, &manifest.python)?;
         let (folder, part) = (self.folder(digest), self.beside(digest, "part"));
+        // Of a folder that is gone: what is put there now is not on disk yet.
+        drop(fs::remove_file(self.beside(digest, "synced")));
         if folder.exists() {
-            // Of before a power cut, perhaps: what is whole of it need not be fetched again.
+            // A server of an earlier life of this agent may run from it: what is whole stays in its place.
+            if install::is_whole(&manifest, &folder, &interpreter) {
+                self.sync_later(digest);
+                return Ok(Progress { bytes: manifest.bytes(), bytes_fetched: 0 });
+            }
+            // Torn by a power cut, which left no server: what is whole of it need not be fetched again.
             drop(fs::remove_dir_all(&part));
             fs::rename(&folder, &part).map_err(failed("set aside", &folder))?;
         }

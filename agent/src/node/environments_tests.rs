@@ -189,6 +189,25 @@ fn a_torn_environment_is_mended_from_what_is_whole_of_it() {
     place.environments().install(&digest).expect("known again");
 }
 
+/// An agent that was killed right behind the rename comes back, and the server that it had started runs on.
+#[test]
+fn what_is_whole_stays_where_a_server_may_run_from_it() {
+    let place = Place::new();
+    let digest = place.put(&FILES);
+    place.environments().install(&digest).expect("honest");
+    place.wait_until_synced(&digest);
+    let marker = place.path.join("environments").join(format!(".{}.synced", digest.hex()));
+    fs::remove_file(marker).expect("there");
+    let of = |path: &Path| path.metadata().map(|of| (of.ino(), of.ctime_nsec())).expect("there");
+    let before = of(&place.installed(&digest));
+    // Also while the account store no longer has the files themselves.
+    fs::remove_file(place.stored(&digest, "pack")).expect("there");
+    let progress = place.environments().install(&digest).expect("whole");
+    assert_eq!(progress, Progress { bytes: 22, bytes_fetched: 0 });
+    assert_eq!(of(&place.installed(&digest)), before, "it was not moved");
+    place.wait_until_synced(&digest);
+}
+
 #[test]
 fn what_nobody_uses_goes_and_what_another_node_uses_stays() {
     let place = Place::new();

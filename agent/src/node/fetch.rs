@@ -9,6 +9,7 @@ use outstation_protocol::Digest;
 
 use super::environments::Environments;
 use crate::clock;
+use crate::hint::Hinted;
 use crate::store::{Access, AccountStore, Location};
 
 #[derive(Debug, Args)]
@@ -29,6 +30,14 @@ pub struct FetchArgs {
 /// Ends when everything is on disk.
 pub fn run(args: FetchArgs) -> Result<()> {
     let root = std::path::absolute(&args.environments).context("find the environments' folder")?;
+    if let Location::Folder(folder) = &args.store
+        && !folder.is_dir()
+    {
+        return Err(Hinted::error(
+            format!("there is no account store at {}", folder.display()),
+            "mount it, or correct --store",
+        ));
+    }
     let store = AccountStore::open(&args.store, Access::of_environment(None))
         .context("open the account store")?;
     let environments = Environments::new(store, &root, args.python);

@@ -69,38 +69,53 @@ pub fn files(
         let path = part.join(folder);
         fs::create_dir_all(&path).map_err(failed("create", &path))?;
     }
-    let runs = runs(&manifest.files);
-    let (next, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let work = || -> Result<(), EnvironmentError> {
+    let fetched = AtomicU64::new(0);
+    each_run(&runs(&manifest.files), |run, buffer| {
+        if resumes && run.is_there(part, buffer) {
+            return Ok(());
+        }
+        write_run(digest, run, pack, part)?;
+        fetched.fetch_add(run.bytes(), Ordering::Relaxed);
+        Ok(())
+    })?;
+    Ok(Progress { bytes: manifest.bytes(), bytes_fetched: fetched.into_inner() })
+}
+
+/// Everything that [`files`] and [`interpreter`] would make is in `folder`, as they would make it.
+pub fn is_whole(manifest: &Manifest, folder: &Path, base: &Path) -> bool {
+    let config = fs::read_to_string(folder.join("pyvenv.cfg"));
+    let link = fs::read_link(folder.join("bin/python"));
+    config.is_ok_and(|text| text == configuration(&manifest.python, base))
+        && link.is_ok_and(|link| link == base)
+        && each_run(&runs(&manifest.files), |run, buffer| {
+            if run.is_there(folder, buffer) { Ok(()) } else { Err(()) }
+        })
+        .is_ok()
+}
+
+/// With a few threads; after a failure nobody begins another.
+fn each_run<E: Send>(
+    runs: &[Run<'_>],
+    act: impl Fn(&Run<'_>, &mut [u8]) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), E> {
         let mut buffer = vec![0; HASH_BYTES];
         while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut whole =
-                run.files.iter().map(|file| is_there(&part.join(&file.path), file, &mut buffer));
-            if resumes && whole.all(|whole| whole) {
-                continue;
-            }
-            write_run(digest, run, pack, part).inspect_err(|_| {
-                // Nobody begins another.
-                next.store(runs.len(), Ordering::Relaxed);
-            })?;
-            fetched.fetch_add(run.bytes(), Ordering::Relaxed);
+            act(run, &mut buffer).inspect_err(|_| next.store(runs.len(), Ordering::Relaxed))?;
         }
         Ok(())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS_MAX.min(runs.len())).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("threads do not panic"))
-    })?;
-    Ok(Progress { bytes: manifest.bytes(), bytes_fetched: fetched.into_inner() })
+    })
 }
 
 /// Makes a virtual environment of it.
 pub fn interpreter(part: &Path, version: &str, base: &Path) -> Result<(), EnvironmentError> {
-    let home = base.parent().unwrap_or(Path::new("/")).display();
     let config = part.join("pyvenv.cfg");
-    let text =
-        format!("home = {home}\ninclude-system-site-packages = false\nversion = {version}\n");
-    fs::write(&config, text).map_err(failed("write", &config))?;
+    fs::write(&config, configuration(version, base)).map_err(failed("write", &config))?;
     let bin = part.join("bin");
     fs::create_dir_all(&bin).map_err(failed("create", &bin))?;
     let link = bin.join("python");
@@ -111,6 +126,12 @@ pub fn interpreter(part: &Path, version: &str, base: &Path) -> Result<(), Enviro
         _ => {}
     }
     symlink(base, &link).map_err(failed("make", &link))
+}
+
+/// <https://docs.python.org/3/library/venv.html>
+fn configuration(version: &str, base: &Path) -> String {
+    let home = base.parent().unwrap_or(Path::new("/")).display();
+    format!("home = {home}\ninclude-system-site-packages = false\nversion = {version}\n")
 }
 
 fn folders(manifest: &Manifest) -> BTreeSet<&str> {
@@ -138,6 +159,10 @@ fn runs(files: &[environment::File]) -> Vec<Run<'_>> {
 impl Run<'_> {
     fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    fn is_there(&self, below: &Path, buffer: &mut [u8]) -> bool {
+        self.files.iter().all(|file| is_there(&below.join(&file.path), file, buffer))
     }
 }
 

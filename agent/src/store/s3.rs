@@ -165,13 +165,12 @@ impl S3 {
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        self.ask_knowing(what, attempt).map_err(|(failure, _)| self.error(what, failure))
+        self.ask_knowing(attempt).map_err(|(failure, _)| self.error(what, failure))
     }
 
     /// The same for what changes something: with a failure comes whether an attempt before it may have been carried out.
     fn ask_knowing<T, F>(
         &self,
-        _: &What<'_>,
         attempt: impl Fn() -> F + Send + Sync + 'static,
     ) -> Result<T, (Failure, bool)>
     where
@@ -259,7 +258,7 @@ impl S3 {
         let what = What { action: "read", key, allowed: "s3:GetObject" };
         let (client, path) = (self.client.clone(), self.path(key));
         let known = known.map(|Version(etag)| etag.clone());
-        let answer = self.ask_knowing(&what, move || {
+        let answer = self.ask_knowing(move || {
             let (client, path, known) = (client.clone(), path.clone(), known.clone());
             async move {
                 let options = GetOptions { if_none_match: known, ..GetOptions::default() };
@@ -300,7 +299,7 @@ impl S3 {
     pub fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
         let what = What { action: "read", key, allowed: "s3:GetObject" };
         let (client, path) = (self.client.clone(), self.path(key));
-        let answer = self.ask_knowing(&what, move || {
+        let answer = self.ask_knowing(move || {
             let (client, path) = (client.clone(), path.clone());
             async move { client.head(&path).await.map(|meta| meta.size).map_err(Failure::of) }
         });
@@ -316,7 +315,7 @@ impl S3 {
         let what = What { action: "read", key, allowed: "s3:GetObject" };
         let (client, path) = (self.client.clone(), self.path(key));
         let wanted: Range<u64> = offset..offset.saturating_add(len);
-        let answer = self.ask_knowing(&what, move || {
+        let answer = self.ask_knowing(move || {
             let (client, path, wanted) = (client.clone(), path.clone(), wanted.clone());
             async move {
                 let range = Some(GetRange::Bounded(wanted));
@@ -426,7 +425,7 @@ impl S3 {
             }
         };
         let payload = PutPayload::from(bytes.to_vec());
-        let answer = self.ask_knowing(&what, move || {
+        let answer = self.ask_knowing(move || {
             let (client, path, payload) = (client.clone(), path.clone(), payload.clone());
             let options = PutOptions { mode: mode.clone(), ..PutOptions::default() };
             async move {
